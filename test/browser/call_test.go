@@ -199,7 +199,7 @@ func TestTwoPagesTalk(t *testing.T) {
 			if m.Local != "relay" || m.RelayProtocol != "udp" {
 				t.Errorf("%s: local candidate %q over %q, want relay over udp", p.Name, m.Local, m.RelayProtocol)
 			}
-			if m.SRTP != "AEAD_AES_256_GCM" || m.DTLS != "connected" {
+			if m.SRTP != "SRTP_AEAD_AES_256_GCM" || m.DTLS != "connected" {
 				t.Errorf("%s: SRTP %q, DTLS %q", p.Name, m.SRTP, m.DTLS)
 			}
 			if m.Packets < 200 || m.Sent < 5000 || m.Received < 5000 {

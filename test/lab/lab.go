@@ -45,7 +45,7 @@ func Main(m *testing.M) {
 	}
 	// ip-netns keeps its namespaces in /run/netns, so the user namespace gets a /run of its own.
 	cmd := exec.Command("unshare", append([]string{"--user", "--map-root-user", "--net", "--mount", "--",
-		"sh", "-c", `mount -t tmpfs tmpfs /run && exec "$0" "$@"`}, os.Args...)...)
+		"sh", "-c", `mount -t tmpfs tmpfs /run && ip link set lo up && exec "$0" "$@"`}, os.Args...)...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err := cmd.Run()
