@@ -147,6 +147,25 @@ func (p *Page) Wait(limit time.Duration, condition string) {
 	p.t.Fatalf("%s: not after %v: %s (%v; page: %s)", p.Name, limit, condition, err, p.text())
 }
 
+// Click waits until an element can be clicked, and does.
+func (p *Page) Click(selector string) {
+	p.t.Helper()
+	p.Wait(15*time.Second, usable(selector))
+	p.Eval(fmt.Sprintf(`document.querySelector(%q).click()`, selector), nil)
+}
+
+// Fill waits until a field can be written, and writes it.
+func (p *Page) Fill(selector, value string) {
+	p.t.Helper()
+	p.Wait(15*time.Second, usable(selector))
+	p.Eval(fmt.Sprintf(`{ const f = document.querySelector(%q); f.focus(); f.value = %q; f.dispatchEvent(new Event("input", {bubbles: true})); }`, selector, value), nil)
+}
+
+// usable: there, visible, not disabled, and the page has loaded its script.
+func usable(selector string) string {
+	return fmt.Sprintf(`(e => document.readyState === "complete" && e && !e.disabled && e.checkVisibility())(document.querySelector(%q))`, selector)
+}
+
 func (p *Page) text() string {
 	var s string
 	if err := p.TryEval(`location.href + " | " + JSON.stringify(document.body.dataset) + " | " + document.body.innerText`, &s); err != nil {

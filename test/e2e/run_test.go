@@ -131,4 +131,3 @@ func TestRolesApart(t *testing.T) {
 		}
 	}
 }
-

@@ -1,9 +1,9 @@
 // Package lab makes the hosts that end-to-end tests run on: network namespaces on this machine,
 // joined by veth pairs, with no way out. It also builds and starts the wicgate binary in them.
 //
-//	 wic 10.10.1.2 ────────── 10.10.1.1 edge
-//	 (browser)                10.10.2.1 relayed addresses   } on the edge's loopback: from wic there
-//	                          10.10.2.2 gateway, access side } is no route to 10.10.2.0/24
+//	wic 10.10.1.2 ────────── 10.10.1.1 edge
+//	(browser)                10.10.2.1 relayed addresses   } on the edge's loopback: from wic there
+//	                         10.10.2.2 gateway, access side } is no route to 10.10.2.0/24
 //
 // As root it uses the machine's own namespaces; as an ordinary user, Main starts the test again in
 // a user namespace, where that user may make them.
