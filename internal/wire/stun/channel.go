@@ -3,6 +3,7 @@ package stun
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 )
 
 // ChannelData (RFC 8656 §12.4) is a channel number, a length and that many bytes. Over UDP padding
@@ -82,4 +83,21 @@ func Classify(b []byte) Protocol {
 		return ProtocolRTP
 	}
 	return ProtocolUnknown
+}
+
+// DataHeadroom is the room before a payload in which [PutDataIndication] writes its header.
+const DataHeadroom = HeaderSize + 4 + 20 + 4
+
+// PutDataIndication makes the n bytes that stand in buf at [DataHeadroom] a Data indication from
+// peer (RFC 8656 §11.6), in place. The message, which it returns, begins in the headroom and may
+// need 3 bytes behind the payload for padding. It must not be longer than 65555 bytes.
+func PutDataIndication(buf []byte, n int, id TransactionID, peer netip.AddrPort) []byte {
+	start := 0
+	if peer.Addr().Unmap().Is4() {
+		start = 12
+	}
+	m := AppendHeader(buf[start:start], NewType(Data, Indication), id)
+	m = AppendXORAddress(m, AttrXORPeerAddress, peer)
+	m = appendAttrHeader(m, AttrData, n)
+	return pad(m[:len(m)+n], n)
 }

@@ -274,6 +274,30 @@ func TestChannelData(t *testing.T) {
 	}
 }
 
+func TestDataIndication(t *testing.T) {
+	id := TransactionID{1, 2, 3}
+	for _, peer := range []string{"192.0.2.1:5000", "[2001:db8::1]:5000", "[::ffff:192.0.2.1]:5000"} {
+		for n := range 9 {
+			buf := bytes.Repeat([]byte{0xee}, DataHeadroom+n+3)
+			copy(buf[DataHeadroom:], "payload!"[:n])
+			m, err := Parse(PutDataIndication(buf, n, id, netip.MustParseAddrPort(peer)))
+			if err != nil {
+				t.Fatalf("%s, %d bytes: %v", peer, n, err)
+			}
+			a, _ := m.Get(AttrXORPeerAddress)
+			from, err := ParseXORAddress(a, id)
+			data, _ := m.Get(AttrData)
+			want := netip.MustParseAddrPort(peer)
+			if m.Type() != NewType(Data, Indication) || err != nil || from != netip.AddrPortFrom(want.Addr().Unmap(), want.Port()) || string(data) != "payload!"[:n] {
+				t.Errorf("%s, %d bytes: %v %v %q", peer, n, from, err, data)
+			}
+			if bytes.IndexByte(m.Raw(), 0xee) >= 0 {
+				t.Errorf("%s, %d bytes: old bytes in %x", peer, n, m.Raw())
+			}
+		}
+	}
+}
+
 func TestClassify(t *testing.T) {
 	want := func(c int) Protocol {
 		switch {
@@ -307,6 +331,7 @@ func TestNothingAllocates(t *testing.T) {
 	buf := make([]byte, 0, 512)
 	peer := netip.MustParseAddrPort("192.0.2.1:5000")
 	payload := make([]byte, 160)
+	room := make([]byte, DataHeadroom+163)
 	for name, f := range map[string]func(){
 		"parse": func() {
 			m, err := Parse(b)
@@ -341,6 +366,9 @@ func TestNothingAllocates(t *testing.T) {
 			if _, _, err := ParseChannelData(c); err != nil {
 				t.Fatal(err)
 			}
+		},
+		"data indication": func() {
+			PutDataIndication(room, 160, TransactionID{1}, peer)
 		},
 	} {
 		if n := testing.AllocsPerRun(200, f); n != 0 {
