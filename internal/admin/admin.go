@@ -69,7 +69,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	grace, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	err := s.srv.Shutdown(grace)
-	<-done
+	_ = <-done // http.ErrServerClosed
 	return err
 }
 

@@ -61,7 +61,7 @@ func (f *Front) Serve(ctx context.Context) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = f.srv.Close()
 	}
-	<-done
+	_ = <-done // http.ErrServerClosed
 	return err
 }
 
