@@ -138,6 +138,9 @@ func (c *Core) Opened(now time.Time, id ID, relay any, relayed netip.AddrPort, o
 	}
 	a.state, a.relay, a.relayed = open, relay, relayed
 	a.expires = now.Add(a.created.lifetime)
+	if end := c.hardEnd(a.cur, a.extended); end.Before(a.expires) {
+		a.expires = end // opening took its time
+	}
 	heap.Fix(&c.queue, a.place)
 	c.relays[relayed] = a
 	c.stats.AllocationsTotal++
