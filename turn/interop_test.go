@@ -22,7 +22,7 @@ func TestPion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer socket.Close()
+	defer closed(t, socket)
 	c, err := pion.NewClient(&pion.ClientConfig{
 		STUNServerAddr: b.s.Addrs()[0].String(), TURNServerAddr: b.s.Addrs()[0].String(), Conn: socket,
 		Username: string(token.AppendUsername(nil, kid, tok)), Password: string(token.Credential(mac).Expose()),

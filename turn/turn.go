@@ -118,13 +118,12 @@ func New(cfg Config) (*Server, error) {
 		_ = c.SetWriteBuffer(listenBuffer)
 		s.listeners = append(s.listeners, c)
 	}
-	own, err := s.ownListeners()
+	peers, err := s.peers()
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.core = core.New(core.Config{
-		Name: cfg.Name, Keys: cfg.Keys, RelayIPv6: cfg.Relay.Advertise.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
-		Peers: cfg.Peers.WithListeners(own...).WithRelays(cfg.Relay.Advertise, cfg.Relay.Bind),
+		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relay.Advertise.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
 		Quota: cfg.Quota, MaxAllocations: cfg.MaxAllocations, MaxPermissions: cfg.MaxPermissions, MaxChannels: cfg.MaxChannels,
 		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken,
 	})
@@ -192,26 +191,32 @@ func setDefault[T int | time.Duration](v *T, d T) {
 	}
 }
 
-// ownListeners returns the addresses of the listeners, wildcards replaced by the machine's.
-func (s *Server) ownListeners() ([]netip.AddrPort, error) {
-	var own []netip.AddrPort
-	for _, a := range s.Addrs() {
-		own = append(own, netip.AddrPortFrom(s.cfg.Relay.Advertise, a.Port())) // behind a one-to-one NAT
-		if !a.Addr().IsUnspecified() {
-			own = append(own, a)
-			continue
-		}
-		addrs, err := net.InterfaceAddrs()
-		if err != nil {
-			return nil, fmt.Errorf("turn: list this machine's addresses, to refuse them as peers: %w", err)
-		}
-		for _, i := range addrs {
-			if p, err := netip.ParsePrefix(i.String()); err == nil {
-				own = append(own, netip.AddrPortFrom(p.Addr().Unmap(), a.Port()))
-			}
+// peers returns the policy with what is ours refused: the listeners at every door, and in the general
+// profile all addresses of this machine, a public one with a filtered service on it too, but for
+// ports that hold a relay and those that the policy opens by name.
+func (s *Server) peers() (peerpolicy.Policy, error) {
+	machine, err := net.InterfaceAddrs()
+	if err != nil {
+		return peerpolicy.Policy{}, fmt.Errorf("turn: list this machine's addresses, to refuse them as peers: %w", err)
+	}
+	own := []netip.Addr{s.cfg.Relay.Advertise, s.cfg.Relay.Bind}
+	for _, i := range machine {
+		if p, err := netip.ParsePrefix(i.String()); err == nil {
+			own = append(own, p.Addr().Unmap())
 		}
 	}
-	return own, nil
+	var listeners []netip.AddrPort
+	for _, a := range s.Addrs() {
+		if !a.Addr().IsUnspecified() {
+			// The second is ours as well behind a one-to-one NAT.
+			listeners = append(listeners, a, netip.AddrPortFrom(s.cfg.Relay.Advertise, a.Port()))
+			continue
+		}
+		for _, o := range own {
+			listeners = append(listeners, netip.AddrPortFrom(o, a.Port()))
+		}
+	}
+	return s.cfg.Peers.WithListeners(listeners...).WithRelays(own...), nil
 }
 
 // Addrs returns the addresses that the server listens on, ports filled in.
@@ -329,7 +334,7 @@ type Stats struct {
 	AllocationsTotal uint64
 	Bindings         uint64            // Binding requests answered
 	Refused401       uint64            // challenges among them
-	Refused          map[string]uint64 // packets refused or dropped, by cause
+	Refused          map[string]uint64 // packets refused or dropped, by cause, challenges too
 	Ended            map[string]uint64 // allocations, by cause
 
 	// Relayed payload.
@@ -351,7 +356,7 @@ func (s *Server) Stats() Stats {
 		SendErrors: s.sendErrors.Load(), TooLong: s.tooLong.Load(),
 	}
 	for i, n := range c.Refused[1:] {
-		out.Refused[core.Cause(i+1).String()] = n
+		out.Refused[core.Cause(i+1).Label()] = n
 	}
 	for i, n := range c.Ended {
 		out.Ended[core.EndCause(i).String()] = n

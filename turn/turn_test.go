@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -47,14 +48,14 @@ func (j *journal) String() string {
 
 // bench is a running server and what is around it.
 type bench struct {
-	t    *testing.T
+	t    testing.TB
 	s    *Server
 	ring *keyring.Ring
 	log  *journal
 	stop func() // ends the server and waits
 }
 
-func start(t *testing.T, change ...func(*Config)) *bench {
+func start(t testing.TB, change ...func(*Config)) *bench {
 	t.Helper()
 	b := &bench{t: t, ring: keyring.New(name), log: new(journal)}
 	cfg := Config{
@@ -121,7 +122,7 @@ func (b *bench) client(cr turnclient.Credential) *turnclient.Client {
 }
 
 // echo is a peer that sends back what it gets.
-func echo(t *testing.T) netip.AddrPort {
+func echo(t testing.TB) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
 	if err != nil {
@@ -150,7 +151,15 @@ func echo(t *testing.T) netip.AddrPort {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-func timeout(t *testing.T) context.Context {
+// closed closes c and reports an error.
+func closed(t testing.TB, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func timeout(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	t.Cleanup(cancel)
@@ -250,9 +259,11 @@ func TestOnlyPermittedPeers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close()
 		if _, err := s.Write([]byte("stranger")); err != nil {
-			t.Fatal(err)
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 	hit(stranger) // no permission yet
@@ -281,7 +292,8 @@ func TestOnlyPermittedPeers(t *testing.T) {
 	if err != nil || string(p.Data) != "good" || p.Peer != peer {
 		t.Errorf("first packet through: %+v, %v", p, err)
 	}
-	if st := b.s.Stats(); st.ToPeerPackets != 1 || st.ToClientPackets != 1 || st.Refused["no permission for the peer"] != 1 || st.Refused["peer refused by policy"] != 8 {
+	// The first stranger's packet may be read after the permission is there.
+	if st := b.s.Stats(); st.ToPeerPackets != 1 || st.ToClientPackets != 1 || st.Refused["no_permission"] > 1 || st.Refused["no_permission"]+st.Refused["peer"] != 9 {
 		t.Errorf("stats %+v", st)
 	}
 }
@@ -348,7 +360,7 @@ func TestBadInput(t *testing.T) {
 	if _, err := c.Binding(ctx); err != nil {
 		t.Errorf("the server does not answer any more: %v", err)
 	}
-	if st := b.s.Stats(); st.Allocations != 0 || st.AllocationsTotal != 0 || st.Refused["malformed message"] < 20 {
+	if st := b.s.Stats(); st.Allocations != 0 || st.AllocationsTotal != 0 || st.Refused["malformed"] < 20 {
 		t.Errorf("stats %+v", st)
 	}
 	l := b.log.String()
@@ -418,7 +430,7 @@ func TestPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	lo := probe.LocalAddr().(*net.UDPAddr).AddrPort().Port() &^ 3
-	defer probe.Close() // one of the four is another program's
+	defer closed(t, probe) // one of the four is another program's
 	b := start(t, func(c *Config) {
 		c.Relay.MinPort, c.Relay.MaxPort, c.Quota, c.MaxAllocations = lo, lo+3, 10, 10
 	})

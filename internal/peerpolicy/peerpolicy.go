@@ -39,7 +39,7 @@ var (
 	ErrListener   = errors.New("one of this server's own listeners")
 	ErrNotListed  = errors.New("not in a range that the policy lists")
 	ErrTranslated = errors.New("an IPv6 form that carries another address (IPv4-mapped, 6to4, Teredo, NAT64, ISATAP)")
-	ErrOwnRelay   = errors.New("a relay address of this server that is not in use")
+	ErrOwnRelay   = errors.New("an address of this server, on a port that holds no relay")
 	ErrSpecial    = errors.New("special-purpose address")
 )
 
@@ -92,8 +92,9 @@ func (p Policy) WithListeners(own ...netip.AddrPort) Policy {
 	return p
 }
 
-// WithRelays returns p with own relay addresses added. In [ProfileGeneral] ports on them that no
-// Range opens are refused with [ErrOwnRelay], which the relay overrules for a port that it holds.
+// WithRelays returns p with own addresses added, those of relays among them. In [ProfileGeneral]
+// ports on them that no Range opens are refused with [ErrOwnRelay], which the relay overrules for a
+// port that it holds.
 func (p Policy) WithRelays(own ...netip.Addr) Policy {
 	p.relays = append([]netip.Addr(nil), p.relays...)
 	for _, a := range own {

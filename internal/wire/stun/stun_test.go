@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha1"
 	"crypto/sha256"
+	"errors"
 	"net/netip"
 	"testing"
 )
@@ -54,7 +55,7 @@ func TestParseRefuses(t *testing.T) {
 		{"fingerprint of 8 bytes", head(12, append([]byte{0x80, 0x28, 0, 8}, make([]byte, 8)...)...), ErrFingerprint},
 		{"fingerprint not last", head(12, 0x80, 0x28, 0, 4, 0, 0, 0, 0, 0, 6, 0, 0), ErrFingerprint},
 	} {
-		if _, err := Parse(c.b); err != c.want {
+		if _, err := Parse(c.b); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
@@ -164,11 +165,11 @@ func TestAddresses(t *testing.T) {
 		if got, err := ParseXORAddress(v, id); err != nil || got != a {
 			t.Errorf("%s: %v, %v", s, got, err)
 		}
-		if _, err := ParseXORAddress(v[:len(v)-1], id); err != ErrValue {
+		if _, err := ParseXORAddress(v[:len(v)-1], id); !errors.Is(err, ErrValue) {
 			t.Errorf("%s cut: %v", s, err)
 		}
 		v[1] ^= 3
-		if _, err := ParseXORAddress(v, id); err != ErrValue {
+		if _, err := ParseXORAddress(v, id); !errors.Is(err, ErrValue) {
 			t.Errorf("%s with the other family: %v", s, err)
 		}
 	}

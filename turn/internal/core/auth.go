@@ -161,7 +161,7 @@ func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*cr
 // (RFC 8489 §9.2.4), and never asked for: browsers send SHA-1.
 func (c *Core) verify(r *request, cred *credential) (Cause, error) {
 	key := cred.key.Expose()
-	good := false
+	var good bool
 	if r.msg.HasIntegritySHA256() {
 		good = c.hasher.CheckIntegritySHA256(r.msg, key)
 	} else {

@@ -94,39 +94,42 @@ const (
 	NumCauses = iota
 )
 
-var causes = [NumCauses]string{
-	CauseNone:             "none",
-	CauseNotSTUN:          "neither STUN nor ChannelData",
-	CauseMalformed:        "malformed message",
-	CauseMethod:           "method or class that a TURN server does not take",
-	CauseBudget:           "no reply: the budget of this source is spent",
-	CauseChallenge:        "no credential yet: challenged",
-	CauseIncomplete:       "integrity without USERNAME, NONCE or REALM",
-	CauseStaleNonce:       "nonce is stale or was made for another address",
-	CauseUsername:         "USERNAME carries no token and is no allocation's",
-	CauseUnknownKey:       "kid is not known",
-	CauseBadToken:         "token does not open under its kid for this server",
-	CauseExpiredToken:     "token has expired",
-	CauseFutureToken:      "token is dated in the future",
-	CauseBadMAC:           "message integrity is wrong",
-	CauseUnknownAttribute: "unknown comprehension-required attribute",
-	CauseBadRequest:       "attribute missing, malformed or in conflict",
-	CauseNoAllocation:     "no allocation on this 5-tuple",
-	CauseMismatch:         "5-tuple already has an allocation",
-	CauseWrongCredentials: "allocation belongs to another credential",
-	CauseTransport:        "requested transport is not UDP",
-	CauseFamily:           "address family is not the relay's",
-	CauseQuota:            "allocation quota of the pseudonym is reached",
-	CauseCapacity:         "no capacity left",
-	CauseDraining:         "server is shutting down",
-	CausePeer:             "peer refused by policy",
-	CauseNoPermission:     "no permission for the peer",
-	CauseChannel:          "channel is not bound",
-	CauseTooLong:          "packet too long to wrap",
+var causes = [NumCauses]struct{ label, text string }{
+	CauseNone:             {"none", "none"},
+	CauseNotSTUN:          {"not_stun", "neither STUN nor ChannelData"},
+	CauseMalformed:        {"malformed", "malformed message"},
+	CauseMethod:           {"method", "method or class that a TURN server does not take"},
+	CauseBudget:           {"budget", "no reply: the budget of this source is spent"},
+	CauseChallenge:        {"challenge", "no credential yet: challenged"},
+	CauseIncomplete:       {"incomplete", "integrity without USERNAME, NONCE or REALM"},
+	CauseStaleNonce:       {"stale_nonce", "nonce is stale or was made for another address"},
+	CauseUsername:         {"username", "USERNAME carries no token and is no allocation's"},
+	CauseUnknownKey:       {"unknown_kid", "kid is not known"},
+	CauseBadToken:         {"bad_token", "token does not open under its kid for this server"},
+	CauseExpiredToken:     {"expired_token", "token has expired"},
+	CauseFutureToken:      {"future_token", "token is dated in the future"},
+	CauseBadMAC:           {"bad_mac", "message integrity is wrong"},
+	CauseUnknownAttribute: {"unknown_attribute", "unknown comprehension-required attribute"},
+	CauseBadRequest:       {"bad_request", "attribute missing, malformed or in conflict"},
+	CauseNoAllocation:     {"no_allocation", "no allocation on this 5-tuple"},
+	CauseMismatch:         {"mismatch", "5-tuple already has an allocation"},
+	CauseWrongCredentials: {"wrong_credentials", "allocation belongs to another credential"},
+	CauseTransport:        {"transport", "requested transport is not UDP"},
+	CauseFamily:           {"family", "address family is not the relay's"},
+	CauseQuota:            {"quota", "allocation quota of the pseudonym is reached"},
+	CauseCapacity:         {"capacity", "no capacity left"},
+	CauseDraining:         {"draining", "server is shutting down"},
+	CausePeer:             {"peer", "peer refused by policy"},
+	CauseNoPermission:     {"no_permission", "no permission for the peer"},
+	CauseChannel:          {"channel", "channel is not bound"},
+	CauseTooLong:          {"too_long", "packet too long to wrap"},
 }
 
 // String returns the cause in words.
-func (c Cause) String() string { return causes[c] }
+func (c Cause) String() string { return causes[c].text }
+
+// Label returns the cause as a metric names it.
+func (c Cause) Label() string { return causes[c].label }
 
 // EndCause is why an allocation ended.
 type EndCause uint8

@@ -21,7 +21,7 @@ func (c *Core) allowAddr(addr netip.Addr) error {
 // permission of its own client is asked for where the packet arrives.
 func (c *Core) allow(peer netip.AddrPort) error {
 	err := c.cfg.Peers.Allow(peer)
-	if err == peerpolicy.ErrOwnRelay && c.relays[peer] != nil {
+	if err != nil && errors.Is(err, peerpolicy.ErrOwnRelay) && c.relays[peer] != nil {
 		return nil
 	}
 	return err
