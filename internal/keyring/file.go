@@ -1,0 +1,295 @@
+package keyring
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"wicgate/internal/secret"
+	"wicgate/internal/token"
+)
+
+// The file is JSON, for its owner alone (0600):
+//
+//	{"version": 1, "server": "turn.example.org",
+//	 "masters": [{"id": "b3Jv-_8x", "enc": "A256GCM", "key": "<base64>", "created": "2026-...", "retire": "2026-..."}],
+//	 "nonce_secrets": [{"key": "<base64>", "created": "..."}]}
+//
+// Newest first; "retire" is absent in the first of each. A file is replaced whole and never written
+// in place. One that cannot be understood is never replaced.
+
+const (
+	fileVersion = 1
+	maxFile     = 64 << 10 // 16 masters and 16 nonce secrets need about 5 KiB
+)
+
+type fileForm struct {
+	Version      int          `json:"version"`
+	Server       string       `json:"server"`
+	Masters      []masterForm `json:"masters"`
+	NonceSecrets []nonceForm  `json:"nonce_secrets"`
+}
+
+type masterForm struct {
+	ID      string    `json:"id"`
+	Enc     string    `json:"enc"`
+	Key     []byte    `json:"key"`
+	Created time.Time `json:"created"`
+	Retire  time.Time `json:"retire,omitzero"`
+}
+
+type nonceForm struct {
+	Key     []byte    `json:"key"`
+	Created time.Time `json:"created"`
+	Retire  time.Time `json:"retire,omitzero"`
+}
+
+// OpenFile reads the ring of server from path, or makes it there with one master and one nonce
+// secret. Several processes may do so at once and get the same ring. It refuses a file that others
+// than its owner may read or write, one of another server, and one that it does not understand
+// wholly; such a file is left as it is.
+func OpenFile(path, server string) (*Ring, error) {
+	if server == "" {
+		return nil, fmt.Errorf("keyring: %s: no TURN server name", path)
+	}
+	r := &Ring{server: server, path: path}
+	k, err := readFile(path, server)
+	if errors.Is(err, fs.ErrNotExist) {
+		now := time.Now()
+		fresh := &keys{masters: []master{newMaster(now)}, nonces: []nonceSecret{newNonceSecret(now)}}
+		err = writeFile(path, server, fresh, true)
+		if err == nil || errors.Is(err, fs.ErrExist) { // made here, or by another a moment before
+			k, err = readFile(path, server)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.keys.Store(k)
+	return r, nil
+}
+
+// Reload reads the file again. On an error the ring stays as it is. A ring in memory has nothing
+// to read.
+func (r *Ring) Reload() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reloadLocked()
+}
+
+func (r *Ring) reloadLocked() error {
+	if r.path == "" {
+		return nil
+	}
+	r.lastLook = time.Now()
+	k, err := readFile(r.path, r.server)
+	r.err = err
+	if err != nil {
+		return err
+	}
+	r.keys.Store(k)
+	return nil
+}
+
+// Err returns why the last look at the file failed, nil if it did not. The ring goes on with what
+// it has; this is for a health check.
+func (r *Ring) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// look reloads, unless that has been done within lookEvery or is being done. It reports success.
+func (r *Ring) look() bool {
+	if r.path == "" || !r.mu.TryLock() {
+		return false
+	}
+	defer r.mu.Unlock()
+	if since := time.Since(r.lastLook); 0 <= since && since < lookEvery {
+		return false
+	}
+	return r.reloadLocked() == nil
+}
+
+func (r *Ring) rotateFileLocked(now time.Time, overlap time.Duration) error {
+	unlock, err := lockDir(filepath.Dir(r.path))
+	if err != nil {
+		return fmt.Errorf("keyring: rotate %s: lock its folder: %w", r.path, err)
+	}
+	defer unlock()
+	if err := r.reloadLocked(); err != nil {
+		return fmt.Errorf("rotate: %w", err)
+	}
+	next, err := r.keys.Load().rotated(now, overlap)
+	if err != nil {
+		return fmt.Errorf("keyring: rotate %s: %w", r.path, err)
+	}
+	if err := writeFile(r.path, r.server, next, false); err != nil {
+		return fmt.Errorf("rotate: %w", err)
+	}
+	r.keys.Store(next)
+	return nil
+}
+
+// readFile never returns a part of a file. Its errors name the path and quote no secret.
+func readFile(path, server string) (*keys, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
+	}
+	defer f.Close() // read only: nothing can be lost
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("keyring: %s is no regular file", path)
+	}
+	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+		return nil, fmt.Errorf("keyring: %s has mode %04o, others than its owner can reach the keys\n  hint: chmod 600 %s; if others had access, rotate the keys", path, perm, path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("keyring: read %s: %w", path, err)
+	}
+	k, err := parseFile(b, server)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %s: %w\n  hint: the file was left as it is; restore it from a backup, or move it away to start with new keys (tokens issued so far then end)", path, err)
+	}
+	return k, nil
+}
+
+func parseFile(b []byte, server string) (*keys, error) {
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("over %d bytes", maxFile)
+	}
+	var form fileForm
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&form); err != nil {
+		return nil, fmt.Errorf("not a key file: %w", scrub(err))
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, errors.New("not a key file: more follows after its end")
+	}
+	switch {
+	case form.Version != fileVersion:
+		return nil, fmt.Errorf("version %d, this program knows %d", form.Version, fileVersion)
+	case form.Server != server:
+		return nil, fmt.Errorf("holds the keys of TURN server %q, not of %q", form.Server, server)
+	case len(form.Masters) == 0 || len(form.NonceSecrets) == 0:
+		return nil, errors.New("holds no master or no nonce secret")
+	case len(form.Masters) > MaxMasters || len(form.NonceSecrets) > MaxMasters:
+		return nil, fmt.Errorf("holds more than %d masters or nonce secrets", MaxMasters)
+	}
+	k := &keys{}
+	for i, m := range form.Masters {
+		f, ok := token.ParseFormat(m.Enc)
+		_, twice := k.find(m.ID)
+		switch {
+		case !validName(m.ID, 16):
+			return nil, fmt.Errorf("master %d has no usable id", i+1)
+		case twice:
+			return nil, fmt.Errorf("master %q is there twice", m.ID)
+		case !ok:
+			return nil, fmt.Errorf("master %q is for %q, this program knows %v and %v", m.ID, m.Enc, token.A256GCM, token.A128GCM)
+		case len(m.Key) != masterSize:
+			return nil, fmt.Errorf("master %q has %d bytes, want %d", m.ID, len(m.Key), masterSize)
+		case (i == 0) != m.Retire.IsZero():
+			return nil, fmt.Errorf("master %q: the first has no end, and all others have one", m.ID)
+		}
+		k.masters = append(k.masters, master{m.ID, secret.New(m.Key), f, m.Created, m.Retire})
+		clear(m.Key)
+	}
+	for i, n := range form.NonceSecrets {
+		switch {
+		case len(n.Key) != masterSize:
+			return nil, fmt.Errorf("nonce secret %d has %d bytes, want %d", i+1, len(n.Key), masterSize)
+		case (i == 0) != n.Retire.IsZero():
+			return nil, fmt.Errorf("nonce secret %d: the first has no end, and all others have one", i+1)
+		}
+		k.nonces = append(k.nonces, nonceSecret{secret.New(n.Key), n.Created, n.Retire})
+		clear(n.Key)
+	}
+	return k, nil
+}
+
+// scrub keeps of a JSON error the kind and the place: the package quotes what it met, which may be
+// a piece of a key.
+func scrub(err error) error {
+	var syntax *json.SyntaxError
+	var typ *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return fmt.Errorf("no JSON at byte %d", syntax.Offset)
+	case errors.As(err, &typ):
+		return fmt.Errorf("wrong type at byte %d", typ.Offset)
+	case errors.Is(err, io.EOF):
+		return errors.New("empty")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("it ends too early")
+	}
+	return errors.New("unknown field, bad time or bad base64")
+}
+
+func (k *keys) encode(server string) ([]byte, error) {
+	form := fileForm{Version: fileVersion, Server: server}
+	for _, m := range k.masters {
+		form.Masters = append(form.Masters, masterForm{m.id, m.format.String(), m.key.Expose(), m.created.UTC(), utc(m.retire)})
+	}
+	for _, n := range k.nonces {
+		form.NonceSecrets = append(form.NonceSecrets, nonceForm{n.key.Expose(), n.created.UTC(), utc(n.retire)})
+	}
+	return json.MarshalIndent(form, "", "  ")
+}
+
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// writeFile puts the keys at path at once: after a crash there is the old file or the new one.
+// With first, an existing file is left alone and the error is fs.ErrExist.
+func writeFile(path, server string, k *keys, first bool) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("keyring: write %s: %w", path, err)
+		}
+	}()
+	b, err := k.encode(server)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // made with 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // gone already after a rename, which is fine
+	_, err = tmp.Write(append(b, '\n'))
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err != nil {
+		return err
+	}
+	if first {
+		err = os.Link(tmp.Name(), path) // unlike Rename it does not replace
+	} else {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

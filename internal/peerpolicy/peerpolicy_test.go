@@ -1,0 +1,200 @@
+package peerpolicy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+)
+
+func r(prefix string, ports ...uint16) Range {
+	out := Range{Prefix: netip.MustParsePrefix(prefix)}
+	if len(ports) == 2 {
+		out.MinPort, out.MaxPort = ports[0], ports[1]
+	}
+	return out
+}
+
+func TestGeneral(t *testing.T) {
+	p := General()
+	for _, c := range []struct {
+		addr string
+		want error
+	}{
+		{"8.8.8.8", nil}, {"1.1.1.1", nil}, {"100.63.255.255", nil}, {"100.128.0.0", nil}, {"172.15.255.255", nil}, {"172.32.0.0", nil},
+		{"223.255.255.255", nil}, {"2606:4700::1", nil}, {"2a00:1450::1", nil}, {"2001:200::1", nil},
+		{"0.0.0.0", ErrInvalid}, {"::", ErrInvalid}, // CVE-2020-26262
+		{"0.1.2.3", ErrSpecial}, {"10.0.0.1", ErrSpecial}, {"100.64.0.1", ErrSpecial}, {"100.127.255.255", ErrSpecial},
+		{"127.0.0.1", ErrSpecial}, {"127.255.255.254", ErrSpecial}, // CVE-2018-4058
+		{"169.254.169.254", ErrSpecial}, {"172.16.0.1", ErrSpecial}, {"172.31.255.255", ErrSpecial}, {"192.0.0.8", ErrSpecial},
+		{"192.0.2.1", ErrSpecial}, {"192.88.99.1", ErrSpecial}, {"192.168.255.255", ErrSpecial}, {"198.18.0.1", ErrSpecial},
+		{"198.19.255.255", ErrSpecial}, {"198.51.100.7", ErrSpecial}, {"203.0.113.7", ErrSpecial}, {"224.0.0.1", ErrSpecial},
+		{"239.255.255.255", ErrSpecial}, {"240.0.0.1", ErrSpecial}, {"255.255.255.255", ErrSpecial},
+		{"::1", ErrSpecial}, {"fc00::1", ErrSpecial}, {"fdff::1", ErrSpecial}, {"fe80::1", ErrSpecial}, {"febf::1", ErrSpecial},
+		{"fec0::1", ErrSpecial}, {"ff02::1", ErrSpecial}, {"2001:db8::1", ErrSpecial}, {"3fff::1", ErrSpecial}, {"100::1", ErrSpecial},
+		{"2001:10::1", ErrSpecial}, {"4000::1", ErrSpecial}, {"5f00::1", ErrSpecial},
+		{"::ffff:127.0.0.1", ErrTranslated}, {"::ffff:8.8.8.8", ErrTranslated}, {"::ffff:10.0.0.1", ErrTranslated}, // CVE-2026-27624
+		{"::127.0.0.1", ErrTranslated}, {"::8.8.8.8", ErrTranslated}, {"::ffff:0:127.0.0.1", ErrTranslated},
+		{"64:ff9b::7f00:1", ErrTranslated}, {"64:ff9b::808:808", ErrTranslated}, {"64:ff9b:1::1", ErrTranslated},
+		{"2002:7f00:1::", ErrTranslated}, {"2002:808:808::1", ErrTranslated}, {"2001:0:4136:e378::1", ErrTranslated},
+		{"2606:4700::5efe:7f00:1", ErrTranslated}, {"2606:4700::200:5efe:a00:1", ErrTranslated},
+		{"fe80::1%eth0", ErrInvalid},
+	} {
+		a := netip.MustParseAddr(c.addr)
+		if err := p.Allow(netip.AddrPortFrom(a, 40000)); !errors.Is(err, c.want) {
+			t.Errorf("Allow(%s): %v, want %v", c.addr, err, c.want)
+		}
+		if err := p.AllowAddr(a); !errors.Is(err, c.want) {
+			t.Errorf("AllowAddr(%s): %v, want %v", c.addr, err, c.want)
+		}
+	}
+	if err := p.Allow(netip.MustParseAddrPort("8.8.8.8:0")); !errors.Is(err, ErrInvalid) {
+		t.Errorf("port 0: %v", err)
+	}
+	if err := p.AllowAddr(netip.Addr{}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("no address: %v", err)
+	}
+}
+
+// TestEveryFormOfAPrivateAddress writes each special IPv4 address in each IPv6 form.
+func TestEveryFormOfAPrivateAddress(t *testing.T) {
+	open := General(r("10.9.0.0/16")) // something is open, and must not open its neighbours
+	for _, e := range special4 {
+		for _, a := range []netip.Addr{e.prefix.Addr(), last(e.prefix)} {
+			b := a.As4()
+			hex := fmt.Sprintf("%02x%02x:%02x%02x", b[0], b[1], b[2], b[3])
+			for _, form := range []string{a.String(), "::ffff:" + hex, "::" + hex, "64:ff9b::" + hex, "2002:" + hex + "::1", "2606::5efe:" + hex, "2606::200:5efe:" + hex, "::ffff:0:" + hex} {
+				x, err := netip.ParseAddr(form)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if open.AllowAddr(x) == nil || open.Allow(netip.AddrPortFrom(x, 80)) == nil {
+					t.Errorf("%s reaches %s", form, e.err)
+				}
+			}
+		}
+	}
+}
+
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
+}
+
+func TestIMS(t *testing.T) {
+	p := IMS(r("192.0.2.10/32", 40000, 40999), r("2001:db8:1::/64", 40000, 40999), r("::ffff:198.51.100.0/120"), Range{})
+	for _, c := range []struct {
+		peer string
+		want error
+	}{
+		{"192.0.2.10:40000", nil}, {"192.0.2.10:40999", nil}, {"192.0.2.10:39999", ErrNotListed}, {"192.0.2.10:41000", ErrNotListed},
+		{"192.0.2.11:40000", ErrNotListed}, {"8.8.8.8:40000", ErrNotListed}, {"127.0.0.1:40000", ErrNotListed},
+		{"[2001:db8:1::7]:40500", nil}, {"[2001:db8:2::7]:40500", ErrNotListed}, {"[::ffff:192.0.2.10]:40000", ErrTranslated},
+		{"198.51.100.200:1", nil}, {"198.51.100.200:65535", nil},
+	} {
+		if err := p.Allow(netip.MustParseAddrPort(c.peer)); !errors.Is(err, c.want) {
+			t.Errorf("Allow(%s): %v, want %v", c.peer, err, c.want)
+		}
+	}
+	if err := p.AllowAddr(netip.MustParseAddr("192.0.2.10")); err != nil {
+		t.Errorf("a permission has no port: %v", err)
+	}
+	if err := p.AllowAddr(netip.MustParseAddr("192.0.2.11")); !errors.Is(err, ErrNotListed) {
+		t.Errorf("neighbour: %v", err)
+	}
+}
+
+func TestZeroValueRefuses(t *testing.T) {
+	var p Policy
+	for _, s := range []string{"8.8.8.8:1", "127.0.0.1:1", "[2606:4700::1]:1"} {
+		if p.Allow(netip.MustParseAddrPort(s)) == nil {
+			t.Errorf("the zero policy allows %s", s)
+		}
+	}
+}
+
+func TestOwnAddresses(t *testing.T) {
+	relay := netip.MustParseAddr("8.8.4.4")
+	base := General(r("127.0.0.0/8"), r("8.8.4.4/32", 7, 7))
+	p := base.WithListeners(netip.MustParseAddrPort("127.0.0.1:3478"), netip.MustParseAddrPort("[::ffff:8.8.4.4]:3478")).WithRelays(relay)
+	for _, c := range []struct {
+		peer string
+		want error
+	}{
+		{"127.0.0.1:3478", ErrListener}, {"127.0.0.1:3479", nil}, {"8.8.4.4:3478", ErrListener}, {"8.8.4.4:49152", ErrOwnRelay}, {"8.8.4.4:22", ErrOwnRelay}, {"8.8.4.4:7", nil}, {"8.8.8.8:3478", nil},
+		{"[::ffff:127.0.0.1]:3478", ErrListener},
+	} {
+		if err := p.Allow(netip.MustParseAddrPort(c.peer)); !errors.Is(err, c.want) {
+			t.Errorf("Allow(%s): %v, want %v", c.peer, err, c.want)
+		}
+	}
+	if err := base.Allow(netip.MustParseAddrPort("127.0.0.1:3478")); err != nil {
+		t.Errorf("WithListeners changed its receiver: %v", err)
+	}
+	// An IMS policy that lists the relay's own address and the listener's: the listener stays shut.
+	ims := IMS(r("127.0.0.1/32")).WithListeners(netip.MustParseAddrPort("127.0.0.1:3478")).WithRelays(netip.MustParseAddr("127.0.0.1"))
+	if err := ims.Allow(netip.MustParseAddrPort("127.0.0.1:3478")); !errors.Is(err, ErrListener) {
+		t.Errorf("own listener in a listed range: %v", err)
+	}
+	if err := ims.Allow(netip.MustParseAddrPort("127.0.0.1:40000")); err != nil {
+		t.Errorf("listed range on the relay's address: %v", err)
+	}
+}
+
+// TestTranslatorsOpenedByName: NAT64 as written opens the public addresses behind it, no others.
+func TestTranslatorsOpenedByName(t *testing.T) {
+	p := General(r("64:ff9b::/96"), r("2001::/32"))
+	for _, c := range []struct {
+		addr string
+		want error
+	}{
+		{"64:ff9b::808:808", nil}, {"64:ff9b::7f00:1", ErrSpecial}, {"64:ff9b::a00:1", ErrSpecial}, {"2001:0:4136:e378::1", ErrTranslated}, {"2002:808:808::", ErrTranslated},
+	} {
+		if err := p.AllowAddr(netip.MustParseAddr(c.addr)); !errors.Is(err, c.want) {
+			t.Errorf("AllowAddr(%s): %v, want %v", c.addr, err, c.want)
+		}
+	}
+}
+
+func TestDecidingDoesNotAllocate(t *testing.T) {
+	p := General(r("10.0.0.0/8")).WithListeners(netip.MustParseAddrPort("127.0.0.1:3478")).WithRelays(netip.MustParseAddr("8.8.4.4"))
+	peers := []netip.AddrPort{netip.MustParseAddrPort("8.8.8.8:1"), netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("[64:ff9b::7f00:1]:1"), netip.MustParseAddrPort("8.8.4.4:1")}
+	if n := testing.AllocsPerRun(100, func() {
+		for _, a := range peers {
+			_ = p.Allow(a) // the verdicts are tested above
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// FuzzAllow: whatever passes the general policy is plain and public, and writing it IPv4-mapped
+// does not pass.
+func FuzzAllow(f *testing.F) {
+	for _, s := range []string{"127.0.0.1", "8.8.8.8", "::1", "::ffff:127.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1"} {
+		b, err := netip.MustParseAddr(s).MarshalBinary()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, uint16(80))
+	}
+	p := General()
+	f.Fuzz(func(t *testing.T, b []byte, port uint16) {
+		a, ok := netip.AddrFromSlice(b)
+		if !ok || p.Allow(netip.AddrPortFrom(a, port)) != nil {
+			return
+		}
+		if port == 0 || a.IsLoopback() || a.IsPrivate() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsUnspecified() || !a.IsGlobalUnicast() || a.Is4In6() {
+			t.Fatalf("%v allowed", a)
+		}
+		if p.AllowAddr(a) != nil {
+			t.Fatalf("%v allowed with a port only", a)
+		}
+		if a.Is4() && p.AllowAddr(netip.AddrFrom16(a.As16())) == nil {
+			t.Fatalf("%v allowed IPv4-mapped", a)
+		}
+	})
+}

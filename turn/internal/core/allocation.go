@@ -1,0 +1,158 @@
+package core
+
+import (
+	"net/netip"
+	"time"
+
+	"wicgate/internal/wire/stun"
+)
+
+type state uint8
+
+// An allocation is opening from the accepted Allocate until the relay socket is there, and then
+// open until end, which is final. Opened after end closes the socket again.
+const (
+	opening state = iota
+	open
+	ended
+)
+
+// allocation is RFC 8656 §3.2's: a relayed address, the 5-tuple that controls it, a credential,
+// a time to expiry, permissions and channels.
+type allocation struct {
+	id      ID
+	tuple   Tuple
+	state   state
+	owner   string
+	created answer // the Allocate, to answer it and its retransmissions
+
+	relay   any
+	relayed netip.AddrPort
+
+	cur      *credential
+	old      *credential // replaced by a Refresh, still verifying until oldUntil
+	oldUntil time.Time
+
+	born     time.Time
+	expires  time.Time
+	extended time.Time // by the issuer: how long the session lives
+	place    int       // in the expiryQueue
+
+	permissions map[netip.Addr]time.Time // IP address -> expiry
+	channels    map[uint16]*channel
+	byPeer      map[netip.AddrPort]*channel
+	traffic     Traffic
+}
+
+// answer is what is needed to answer an Allocate later, or again.
+type answer struct {
+	id          stun.TransactionID
+	lifetime    time.Duration
+	sha256      bool
+	fingerprint bool
+	otherFamily byte // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
+}
+
+// channel is a binding of a number to a peer. It relays until expires, and bars both from other
+// bindings for ChannelQuarantine more.
+type channel struct {
+	number  uint16
+	peer    netip.AddrPort
+	expires time.Time
+}
+
+func (a *allocation) expired(now time.Time) bool { return !now.Before(a.expires) }
+
+// previous returns the replaced credential while it still verifies, else nil.
+func (a *allocation) previous(now time.Time) *credential {
+	if a.old != nil && now.Before(a.oldUntil) {
+		return a.old
+	}
+	return nil
+}
+
+// knows reports whether cred, as authenticate found it, is the allocation's.
+func (a *allocation) knows(cred *credential, now time.Time) bool {
+	return cred == a.cur || cred == a.previous(now)
+}
+
+// permitted reports whether a permission for addr is in force (RFC 8656 §3.3: ports do not count).
+func (a *allocation) permitted(addr netip.Addr, now time.Time) bool {
+	until, ok := a.permissions[addr]
+	return ok && now.Before(until)
+}
+
+// permit installs or renews a permission. There must be room.
+func (a *allocation) permit(addr netip.Addr, now time.Time) {
+	if a.permissions == nil {
+		a.permissions = make(map[netip.Addr]time.Time, 2)
+	}
+	a.permissions[addr] = now.Add(PermissionLifetime)
+}
+
+// sweep drops permissions that have expired and channels whose quarantine is over.
+func (a *allocation) sweep(now time.Time) {
+	for addr, until := range a.permissions {
+		if !now.Before(until) {
+			delete(a.permissions, addr)
+		}
+	}
+	for n, ch := range a.channels {
+		if !now.Before(ch.expires.Add(ChannelQuarantine)) {
+			delete(a.channels, n)
+			delete(a.byPeer, ch.peer)
+		}
+	}
+}
+
+// hardEnd is the instant that no Refresh takes the allocation beyond (DESIGN, What happens when a
+// credential ends). The rule is about allocations, so it is the same for both shapes of a token;
+// RFC 7635 §4.1.1's cap at the token's own life is what Strict does.
+func (c *Core) hardEnd(cred *credential, extended time.Time) time.Time {
+	end := cred.ends
+	if c.cfg.Policy == Strict {
+		return end
+	}
+	end = end.Add(c.cfg.GraceMax)
+	if c.cfg.Policy == Session && extended.After(end) {
+		end = extended
+	}
+	return end
+}
+
+// grant returns the lifetime for an allocation under cred that asks for the value v of LIFETIME, nil
+// if it has not asked (RFC 8656 §7.2: at least the default, at most an hour), capped by the hard
+// end. Zero or less means that the credential's time is over.
+func (c *Core) grant(v []byte, cred *credential, extended, now time.Time) time.Duration {
+	life := DefaultLifetime
+	if want, ok := seconds(v); ok {
+		life = min(max(want, DefaultLifetime), MaxLifetime)
+	}
+	return min(life, c.hardEnd(cred, extended).Sub(now).Truncate(time.Second))
+}
+
+// expiryQueue is a heap of all allocations by expiry, for container/heap.
+type expiryQueue []*allocation
+
+func (q expiryQueue) Len() int           { return len(q) }
+func (q expiryQueue) Less(i, j int) bool { return q[i].expires.Before(q[j].expires) }
+func (q expiryQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+// Push adds x.
+func (q *expiryQueue) Push(x any) {
+	a := x.(*allocation)
+	a.place = len(*q)
+	*q = append(*q, a)
+}
+
+// Pop removes the last one.
+func (q *expiryQueue) Pop() any {
+	last := len(*q) - 1
+	a := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return a
+}

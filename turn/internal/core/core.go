@@ -1,0 +1,321 @@
+// Package core is a TURN server without sockets and without a clock: a state machine (RFC 8656,
+// RFC 8489 §9.2, RFC 7635) that is handed packets and the time, and returns what to do.
+//
+//	client packet ──► FromClient ─┐                 ┌─► ToClient: send to a client
+//	peer packet ────► FromPeer ───┤                 ├─► ToPeer:   send from a relay socket
+//	the time ───────► Timeout ────┼──► Core ──► Outbox ─► Open:   open a relay socket, then Opened or OpenFailed
+//	a relay opened ─► Opened ─────┤                 └─► Close:    close it; an allocation has ended
+//	revocation ─────► Revoke ─────┘
+//
+// What it never does: keep anything for a source that has not authenticated, except the fixed-size
+// [Budget]; allocate memory for a relayed packet; block. A Core serves one goroutine at a time; its
+// owner holds a lock around each call and acts on the Outbox without it.
+//
+// The order of checks is nonce, token, MAC: a source that spoofs its address costs one HMAC and
+// never reaches the token's cipher. RFC 8489 §9.2.4 checks the nonce last; the difference shows
+// only in requests with both a stale nonce and a bad MAC.
+package core
+
+import (
+	"container/heap"
+	"crypto/rand"
+	"net/netip"
+	"time"
+
+	"wicgate/internal/peerpolicy"
+	"wicgate/internal/secret"
+	"wicgate/internal/token"
+	"wicgate/internal/wire/stun"
+)
+
+// Limits and times of RFC 8656 (§3.2, §7.2, §9, §12) that are no configuration.
+const (
+	DefaultLifetime    = 600 * time.Second  // granted when nothing or less is asked for
+	MaxLifetime        = 3600 * time.Second // granted at most
+	PermissionLifetime = 300 * time.Second  // exactly (§9)
+	ChannelLifetime    = 600 * time.Second
+	// ChannelQuarantine is how long after its expiry a channel's number and peer may only be bound
+	// to one another again (§12).
+	ChannelQuarantine = 300 * time.Second
+	// OldKeyLife is how long a replaced key still verifies, for requests and retransmissions that
+	// were on their way: the length of a transaction (RFC 8489 §6.2.1).
+	OldKeyLife = 40 * time.Second
+)
+
+// Keys are the keys of one TURN server name; *keyring.Ring is one.
+type Keys interface {
+	// Key returns the key and format of tokens under kid, and whose they are.
+	Key(kid string) (key secret.Bytes, f token.Format, pseudonym string, ok bool)
+	// NonceSecrets returns the secrets of nonces, newest first.
+	NonceSecrets() []secret.Bytes
+}
+
+// CredentialPolicy says what happens to an allocation whose credential ends (DESIGN, Credentials).
+type CredentialPolicy uint8
+
+const (
+	// Session grants Refresh while the issuer says that the session lives ([Core.Extend]), and
+	// without such news as CallGrace.
+	Session CredentialPolicy = iota
+	// CallGrace grants Refresh until the token's expiry plus GraceMax.
+	CallGrace
+	// Strict ends the allocation at the token's expiry (RFC 7635 §4.1.1: LIFETIME capped by it).
+	Strict
+)
+
+// Config is what a Core needs. All fields but the noted ones are required.
+type Config struct {
+	Name      string // TURN server name: REALM, THIRD-PARTY-AUTHORIZATION, and associated data of tokens
+	Keys      Keys
+	Peers     peerpolicy.Policy // with own listeners and relays added
+	RelayIPv6 bool              // the family of the relay addresses
+	Policy    CredentialPolicy
+	GraceMax  time.Duration // ignored under Strict
+
+	Quota          int // allocations per pseudonym
+	MaxAllocations int
+	MaxPermissions int // per allocation
+	MaxChannels    int // per allocation
+
+	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
+	ReplyBurst int
+	ReplyRate  float64 // per second
+
+	// NoAccessToken switches RFC 7635's own shape off: no THIRD-PARTY-AUTHORIZATION, and
+	// ACCESS-TOKEN is an unknown attribute.
+	NoAccessToken bool
+}
+
+// Tuple is a client's side of the 5-tuple: the server's is its listener's number.
+type Tuple struct {
+	Client    netip.AddrPort // unmapped
+	Listener  uint16
+	Transport uint8 // IANA protocol number, 17 for UDP
+}
+
+// ID names an allocation for the life of a Core. Zero is none.
+type ID uint64
+
+// Core is the state of one TURN server. Make it with [New].
+type Core struct {
+	cfg    Config
+	hasher *stun.Hasher
+	budget *Budget
+
+	tuples map[Tuple]*allocation
+	ids    map[ID]*allocation
+	relays map[netip.AddrPort]*allocation // by relayed address
+	owners map[string][]*allocation
+	queue  expiryQueue
+	lastID ID
+
+	draining bool
+	random   [64 * 12]byte // transaction ids of indications, used from the end
+	left     int           // unused bytes of random
+	stats    Stats
+	req      request // scratch of the request being handled
+}
+
+// New returns a Core without allocations.
+func New(cfg Config) *Core {
+	return &Core{
+		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate),
+		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, owners: map[string][]*allocation{},
+	}
+}
+
+// FromClient takes a packet from a client. packet is read, and views of it go into out; it must
+// stay as it is until out has been acted on.
+func (c *Core) FromClient(now time.Time, t Tuple, packet []byte, out *Outbox) {
+	out.reset()
+	switch stun.Classify(packet) {
+	case stun.ProtocolChannel:
+		c.channelData(now, t, packet, out)
+	case stun.ProtocolSTUN:
+		c.message(now, t, packet, out)
+	default:
+		c.refuse(out, CauseNotSTUN, nil)
+	}
+}
+
+func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
+	m, err := stun.Parse(packet)
+	if err != nil {
+		c.refuse(out, CauseMalformed, err)
+		return
+	}
+	if m.HasFingerprint() && !m.FingerprintOK() {
+		c.refuse(out, CauseMalformed, stun.ErrFingerprint) // RFC 8489 §6.3: silently
+		return
+	}
+	out.Method = m.Method()
+	r := &c.req
+	r.read(m, t, now)
+	defer r.forget()
+	switch m.Type() {
+	case stun.NewType(stun.Binding, stun.Request):
+		c.binding(r, out)
+	case stun.NewType(stun.Allocate, stun.Request), stun.NewType(stun.Refresh, stun.Request),
+		stun.NewType(stun.CreatePermission, stun.Request), stun.NewType(stun.ChannelBind, stun.Request):
+		c.request(r, out)
+	case stun.NewType(stun.Send, stun.Indication):
+		c.send(r, out)
+	case stun.NewType(stun.Binding, stun.Indication): // a keep-alive (RFC 8489 §7.3.2, ICE)
+	default:
+		// RFC 8489 §6.3: an unknown method, or an answer to nothing we asked, is dropped.
+		c.refuse(out, CauseMethod, nil)
+	}
+}
+
+// request handles the methods that need authentication.
+func (c *Core) request(r *request, out *Outbox) {
+	a := c.lookup(r.tuple, r.now, out)
+	if !c.authenticate(r, a, out) {
+		return
+	}
+	// RFC 8489 §6.3.1: authentication comes before unknown attributes.
+	if r.unknowns > 0 {
+		c.fail(r, out, 420, CauseUnknownAttribute, nil)
+		return
+	}
+	if r.method == stun.Allocate {
+		c.allocate(r, a, out)
+		return
+	}
+	// RFC 8656 §5: the 5-tuple must have an allocation, else 437, and it must be the client's who
+	// asks, else 441. Both are told only to those who have authenticated.
+	switch {
+	case a == nil || a.state == opening:
+		c.fail(r, out, 437, CauseNoAllocation, nil)
+	case a.owner != r.cred.owner:
+		c.fail(r, out, 441, CauseWrongCredentials, nil)
+	case r.method == stun.Refresh:
+		c.refresh(r, a, out)
+	case !a.knows(r.cred, r.now):
+		// A new credential of the same owner enters by Refresh, nowhere else.
+		c.fail(r, out, 441, CauseWrongCredentials, nil)
+	case r.method == stun.CreatePermission:
+		c.createPermission(r, a, out)
+	default:
+		c.channelBind(r, a, out)
+	}
+}
+
+// binding answers a Binding request (RFC 8489 §12). It needs no credential, and draws on the budget.
+func (c *Core) binding(r *request, out *Outbox) {
+	if !c.budget.Take(r.now, r.tuple.Client.Addr()) {
+		c.refuse(out, CauseBudget, nil)
+		return
+	}
+	if r.unknowns > 0 {
+		c.fail(r, out, 420, CauseUnknownAttribute, nil)
+		return
+	}
+	m := stun.AppendXORAddress(r.begin(out, stun.Success), stun.AttrXORMappedAddress, r.tuple.Client)
+	c.stats.Bindings++
+	c.reply(r, out, m)
+}
+
+// lookup returns the allocation of t, ending it if its time has come.
+func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
+	a := c.tuples[t]
+	if a != nil && a.expired(now) {
+		c.end(a, now, EndExpired, out)
+		return nil
+	}
+	return a
+}
+
+// NextTimeout returns when [Core.Timeout] is next needed; ok is false if nothing is waiting.
+func (c *Core) NextTimeout() (at time.Time, ok bool) {
+	if len(c.queue) == 0 {
+		return time.Time{}, false
+	}
+	return c.queue[0].expires, true
+}
+
+// Timeout ends the allocations whose time has come.
+func (c *Core) Timeout(now time.Time, out *Outbox) {
+	out.reset()
+	for len(c.queue) > 0 && c.queue[0].expired(now) {
+		c.end(c.queue[0], now, EndExpired, out)
+	}
+}
+
+// Revoke ends all allocations of pseudonym and returns how many they were. It keeps nothing: that
+// the pseudonym's tokens open no new allocation is for the keys to see to.
+func (c *Core) Revoke(now time.Time, pseudonym string, out *Outbox) int {
+	out.reset()
+	n := 0
+	for len(c.owners[pseudonym]) > 0 {
+		c.end(c.owners[pseudonym][0], now, EndRevoked, out)
+		n++
+	}
+	return n
+}
+
+// Extend is the issuer's news that the session of pseudonym lives until the given time. Under the
+// policy Session its allocations may be refreshed until then; it never shortens anything.
+func (c *Core) Extend(pseudonym string, until time.Time) {
+	for _, a := range c.owners[pseudonym] {
+		if until.After(a.extended) {
+			a.extended = until
+		}
+	}
+}
+
+// Drain refuses new allocations from now on, with 508.
+func (c *Core) Drain() { c.draining = true }
+
+// EndAll ends all allocations, for a shutdown.
+func (c *Core) EndAll(now time.Time, out *Outbox) {
+	out.reset()
+	for len(c.queue) > 0 {
+		c.end(c.queue[0], now, EndShutdown, out)
+	}
+}
+
+// Allocations returns how many allocations there are, those still being opened among them.
+func (c *Core) Allocations() int { return len(c.ids) }
+
+// end is the only exit of an allocation.
+func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
+	delete(c.tuples, a.tuple)
+	delete(c.ids, a.id)
+	if a.state == open {
+		delete(c.relays, a.relayed)
+	}
+	rest := c.owners[a.owner]
+	for i, o := range rest {
+		if o == a {
+			rest[i] = rest[len(rest)-1]
+			rest[len(rest)-1] = nil
+			rest = rest[:len(rest)-1]
+			break
+		}
+	}
+	if len(rest) == 0 {
+		delete(c.owners, a.owner)
+	} else {
+		c.owners[a.owner] = rest
+	}
+	heap.Remove(&c.queue, a.place)
+	if a.state == open {
+		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.relay, Ended: &Ended{
+			Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed, Age: now.Sub(a.born), Traffic: a.traffic,
+		}})
+	}
+	a.state = ended
+	c.stats.Ended[why]++
+}
+
+// transactionID returns a fresh random id (RFC 8489 §5).
+func (c *Core) transactionID() (id stun.TransactionID) {
+	if c.left == 0 {
+		rand.Read(c.random[:]) // never fails
+		c.left = len(c.random)
+	}
+	copy(id[:], c.random[c.left-len(id):c.left])
+	c.left -= len(id)
+	return id
+}

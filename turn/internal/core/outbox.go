@@ -1,0 +1,188 @@
+package core
+
+import (
+	"net/netip"
+	"time"
+
+	"wicgate/internal/wire/stun"
+)
+
+// Kind is what an [Action] asks for.
+type Kind uint8
+
+// The kinds of actions.
+const (
+	// ToClient: send Data to Tuple.
+	ToClient Kind = iota + 1
+	// ToPeer: send Data to Peer from the socket Relay.
+	ToPeer
+	// Open: open a relay socket, on an even port if Even, then call Opened or OpenFailed with ID.
+	Open
+	// Close: close the socket Relay and log Ended.
+	Close
+)
+
+// Action is one thing to do. Data is a view of the packet that was handed in or of the Outbox.
+type Action struct {
+	Kind  Kind
+	Even  bool
+	ID    ID
+	Tuple Tuple
+	Relay any // what Opened was given
+	Peer  netip.AddrPort
+	Data  []byte
+	Ended *Ended
+}
+
+// maxReply bounds what a Core says of itself: the longest is an error with REALM, NONCE,
+// THIRD-PARTY-AUTHORIZATION or UNKNOWN-ATTRIBUTES and an integrity.
+const maxReply = 1024
+
+// Outbox carries the result of one call out of a Core. Its owner makes one for each goroutine that
+// calls, and has acted on it before the next call with it.
+type Outbox struct {
+	Actions []Action
+
+	// What became of the packet, for the log and the counters. Cause is CauseNone if all is well.
+	Method stun.Method
+	Cause  Cause
+	Code   int   // of the error response, 0 = silence
+	Detail error // more about the cause, nil or without secrets
+
+	scratch [maxReply]byte
+}
+
+func (o *Outbox) reset() {
+	clear(o.Actions)
+	o.Actions = o.Actions[:0]
+	o.Method, o.Cause, o.Code, o.Detail = 0, CauseNone, 0, nil
+}
+
+// Cause is why a packet was refused: a closed set, fit for a metric's label.
+type Cause uint8
+
+// The causes.
+const (
+	CauseNone Cause = iota
+	CauseNotSTUN
+	CauseMalformed
+	CauseMethod
+	CauseBudget
+	CauseChallenge
+	CauseIncomplete
+	CauseStaleNonce
+	CauseUsername
+	CauseUnknownKey
+	CauseBadToken
+	CauseExpiredToken
+	CauseFutureToken
+	CauseBadMAC
+	CauseUnknownAttribute
+	CauseBadRequest
+	CauseNoAllocation
+	CauseMismatch
+	CauseWrongCredentials
+	CauseTransport
+	CauseFamily
+	CauseQuota
+	CauseCapacity
+	CauseDraining
+	CausePeer
+	CauseNoPermission
+	CauseChannel
+	CauseTooLong
+	NumCauses = iota
+)
+
+var causes = [NumCauses]struct{ label, text string }{
+	CauseNone:             {"none", "none"},
+	CauseNotSTUN:          {"not_stun", "neither STUN nor ChannelData"},
+	CauseMalformed:        {"malformed", "malformed message"},
+	CauseMethod:           {"method", "method or class that a TURN server does not take"},
+	CauseBudget:           {"budget", "no reply: the budget of this source is spent"},
+	CauseChallenge:        {"challenge", "no credential yet: challenged"},
+	CauseIncomplete:       {"incomplete", "integrity without USERNAME, NONCE or REALM"},
+	CauseStaleNonce:       {"stale_nonce", "nonce is stale or was made for another address"},
+	CauseUsername:         {"username", "USERNAME carries no token and is no allocation's"},
+	CauseUnknownKey:       {"unknown_kid", "kid is not known"},
+	CauseBadToken:         {"bad_token", "token does not open under its kid for this server"},
+	CauseExpiredToken:     {"expired_token", "token has expired"},
+	CauseFutureToken:      {"future_token", "token is dated in the future"},
+	CauseBadMAC:           {"bad_mac", "message integrity is wrong"},
+	CauseUnknownAttribute: {"unknown_attribute", "unknown comprehension-required attribute"},
+	CauseBadRequest:       {"bad_request", "attribute missing, malformed or in conflict"},
+	CauseNoAllocation:     {"no_allocation", "no allocation on this 5-tuple"},
+	CauseMismatch:         {"mismatch", "5-tuple already has an allocation"},
+	CauseWrongCredentials: {"wrong_credentials", "allocation belongs to another credential"},
+	CauseTransport:        {"transport", "requested transport is not UDP"},
+	CauseFamily:           {"family", "address family is not the relay's"},
+	CauseQuota:            {"quota", "allocation quota of the pseudonym is reached"},
+	CauseCapacity:         {"capacity", "no capacity left"},
+	CauseDraining:         {"draining", "server is shutting down"},
+	CausePeer:             {"peer", "peer refused by policy"},
+	CauseNoPermission:     {"no_permission", "no permission for the peer"},
+	CauseChannel:          {"channel", "channel is not bound"},
+	CauseTooLong:          {"too_long", "packet too long to wrap"},
+}
+
+// String returns the cause in words.
+func (c Cause) String() string { return causes[c].text }
+
+// Label returns the cause as a metric names it.
+func (c Cause) Label() string { return causes[c].label }
+
+// EndCause is why an allocation ended.
+type EndCause uint8
+
+// The ends of an allocation.
+const (
+	EndExpired  EndCause = iota // not refreshed in time, or at the end of its credential
+	EndDeleted                  // Refresh with LIFETIME 0
+	EndRevoked                  // Revoke
+	EndShutdown                 // EndAll
+	NumEnds     = iota
+)
+
+// String returns the cause in a word.
+func (c EndCause) String() string {
+	return [NumEnds]string{"expired", "deleted", "revoked", "shutdown"}[c]
+}
+
+// Ended tells of an allocation that has ended.
+type Ended struct {
+	Cause   EndCause
+	Owner   string // pseudonym
+	Tuple   Tuple
+	Relayed netip.AddrPort
+	Age     time.Duration
+	Traffic Traffic
+}
+
+// Traffic counts relayed payload.
+type Traffic struct {
+	SentPackets, SentBytes         uint64 // client to peer
+	ReceivedPackets, ReceivedBytes uint64 // peer to client
+}
+
+// Stats counts since New, except Allocations.
+type Stats struct {
+	Allocations      int // now
+	AllocationsTotal uint64
+	Ended            [NumEnds]uint64
+	Bindings         uint64            // Binding requests answered
+	Refused          [NumCauses]uint64 // packets from clients and peers, by Cause
+	Unauthenticated  uint64            // 401 responses
+	Traffic          Traffic
+}
+
+// Stats returns a copy of the counters.
+func (c *Core) Stats() Stats {
+	c.stats.Allocations = len(c.ids)
+	return c.stats
+}
+
+// refuse records why a packet is dropped.
+func (c *Core) refuse(out *Outbox, why Cause, detail error) {
+	out.Cause, out.Detail = why, detail
+	c.stats.Refused[why]++
+}

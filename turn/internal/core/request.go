@@ -1,0 +1,143 @@
+package core
+
+import (
+	"encoding/binary"
+	"time"
+
+	"wicgate/internal/wire/stun"
+)
+
+// request is a message of a client, taken apart. Slices are views of the packet; a nil slice is an
+// absent attribute.
+type request struct {
+	msg    stun.Message
+	method stun.Method
+	tuple  Tuple
+	now    time.Time
+
+	username, realm, nonce, token              []byte
+	lifetime, transport, family, channel, data []byte
+	additional, evenPort, reservation, peer    []byte
+	hasUserhash                                bool
+	unknown                                    [16]stun.Attr // the first unknown required attributes
+	unknowns                                   int
+
+	// After authentication:
+	cred *credential
+	key  []byte // of the answer's integrity, nil = none
+}
+
+// read takes m apart. Of several attributes of one type the first counts (RFC 8489 §14), except
+// XOR-PEER-ADDRESS, of which CreatePermission reads all.
+func (r *request) read(m stun.Message, t Tuple, now time.Time) {
+	*r = request{msg: m, method: m.Method(), tuple: t, now: now}
+	for typ, v := range m.All() {
+		var field *[]byte
+		switch typ {
+		case stun.AttrUsername:
+			field = &r.username
+		case stun.AttrRealm:
+			field = &r.realm
+		case stun.AttrNonce:
+			field = &r.nonce
+		case stun.AttrAccessToken:
+			field = &r.token
+		case stun.AttrLifetime:
+			field = &r.lifetime
+		case stun.AttrRequestedTransport:
+			field = &r.transport
+		case stun.AttrRequestedAddressFamily:
+			field = &r.family
+		case stun.AttrAdditionalAddressFamily:
+			field = &r.additional
+		case stun.AttrEvenPort:
+			field = &r.evenPort
+		case stun.AttrReservationToken:
+			field = &r.reservation
+		case stun.AttrChannelNumber:
+			field = &r.channel
+		case stun.AttrXORPeerAddress:
+			field = &r.peer
+		case stun.AttrData:
+			field = &r.data
+		case stun.AttrUserhash:
+			r.hasUserhash = true
+			continue
+		case stun.AttrMappedAddress, stun.AttrXORMappedAddress, stun.AttrXORRelayedAddress, stun.AttrErrorCode, stun.AttrUnknownAttributes,
+			stun.AttrPasswordAlgorithm, stun.AttrPriority, stun.AttrUseCandidate:
+			continue // known, and of no meaning here
+		default:
+			// DONT-FRAGMENT is among these: a UDP socket cannot set DF packet by packet, and RFC 8656
+			// §7.2 has such a server treat the attribute as unknown.
+			if typ.Required() {
+				if r.unknowns < len(r.unknown) {
+					r.unknown[r.unknowns] = typ
+				}
+				r.unknowns++
+			}
+			continue
+		}
+		if *field == nil {
+			*field = v
+		}
+	}
+}
+
+// forget drops the views of the packet and the key.
+func (r *request) forget() { *r = request{} }
+
+// begin starts the answer of class cl in the Outbox.
+func (r *request) begin(out *Outbox, cl stun.Class) []byte {
+	return stun.AppendHeader(out.scratch[:0], stun.NewType(r.method, cl), r.msg.TransactionID())
+}
+
+// reply finishes the answer m: integrity of the kind the request had, if it was authenticated
+// (RFC 8489 §9.2.4; never both kinds, Firefox drops that), fingerprint if the request had one.
+func (c *Core) reply(r *request, out *Outbox, m []byte) {
+	c.finish(out, r.tuple, m, r.key, r.msg.HasIntegritySHA256(), r.msg.HasFingerprint())
+}
+
+func (c *Core) finish(out *Outbox, t Tuple, m, key []byte, sha256, fingerprint bool) {
+	switch {
+	case key == nil:
+	case sha256:
+		m = c.hasher.AppendIntegritySHA256(m, key)
+	default:
+		m = c.hasher.AppendIntegrity(m, key)
+	}
+	if fingerprint {
+		m = stun.AppendFingerprint(m)
+	}
+	out.Actions = append(out.Actions, Action{Kind: ToClient, Tuple: t, Data: m})
+}
+
+// fail answers with an error. No reason phrase: nobody shows it, and it would make the reply that
+// a spoofed request sends to a victim longer.
+func (c *Core) fail(r *request, out *Outbox, code int, why Cause, detail error) {
+	c.refuse(out, why, detail)
+	out.Code = code
+	m := stun.AppendErrorCode(r.begin(out, stun.Error), code, "")
+	switch code {
+	case 420:
+		m = stun.AppendUnknownAttributes(m, r.unknown[:min(r.unknowns, len(r.unknown))])
+	case 401, 438:
+		if code == 401 {
+			c.stats.Unauthenticated++
+		}
+		m = stun.AppendText(m, stun.AttrRealm, c.cfg.Name)
+		var nonce [nonceLen]byte
+		m = stun.AppendAttr(m, stun.AttrNonce, c.makeNonce(nonce[:0], r.now, r.tuple))
+		if !c.cfg.NoAccessToken {
+			m = stun.AppendText(m, stun.AttrThirdPartyAuthorization, c.cfg.Name) // RFC 7635 §6.1
+		}
+	}
+	c.reply(r, out, m)
+}
+
+// seconds reads LIFETIME.
+func seconds(v []byte) (time.Duration, bool) {
+	if len(v) != 4 {
+		return 0, false
+	}
+	return time.Duration(binary.BigEndian.Uint32(v)) * time.Second, true
+}

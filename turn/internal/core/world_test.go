@@ -1,0 +1,367 @@
+package core
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"wicgate/internal/keyring"
+	"wicgate/internal/peerpolicy"
+	"wicgate/internal/secret"
+	"wicgate/internal/token"
+	"wicgate/internal/wire/stun"
+)
+
+const realm = "turn.ims.test"
+
+var (
+	relayIP  = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
+	gateway  = netip.MustParseAddrPort("192.0.2.10:40000")
+	stranger = netip.MustParseAddrPort("192.0.2.11:40000")
+	alice    = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
+	mallory  = Tuple{Client: netip.MustParseAddrPort("198.51.100.66:6666"), Transport: 17}
+)
+
+// world is a Core with a clock, a keyring, and relay sockets that open when asked.
+type world struct {
+	t     testing.TB
+	core  *Core
+	now   time.Time
+	ring  *keyring.Ring
+	out   Outbox
+	h     *stun.Hasher
+	port  uint16
+	ended []*Ended
+	last  Outbox // what the last packet led to, before any opening
+	seq   byte
+	fails bool // relay sockets do not open
+}
+
+func newWorld(t testing.TB, change ...func(*Config)) *world {
+	w := &world{t: t, now: time.Now().Round(time.Second), ring: keyring.New(realm), h: stun.NewHasher(), port: 49152}
+	cfg := Config{
+		Name: realm, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
+		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999}),
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	w.core = New(cfg)
+	return w
+}
+
+// shape is how a token travels.
+type shape int
+
+const (
+	inUsername shape = iota // o1.
+	inToken                 // ACCESS-TOKEN, RFC 7635
+)
+
+func (s shape) String() string { return [...]string{"o1", "ACCESS-TOKEN"}[s] }
+
+// cred is a client's credential.
+type cred struct {
+	username string
+	realm    string
+	key      []byte
+	token    []byte // of ACCESS-TOKEN
+	sha256   bool
+}
+
+// issue makes a token as the WAF does.
+func (w *world) issue(s shape, pseudonym string, at time.Time, life time.Duration) cred {
+	return w.issueUnder(w.ring, s, w.ring.KID(pseudonym), at, life)
+}
+
+func (w *world) issueUnder(ring *keyring.Ring, s shape, kid string, at time.Time, life time.Duration) cred {
+	w.t.Helper()
+	k, f, _, ok := ring.Key(kid)
+	if !ok {
+		w.t.Fatalf("no key for kid %q", kid)
+	}
+	mac := token.NewMACKey()
+	tok, err := token.Seal(f, k, realm, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(at), Lifetime: life})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return shaped(s, kid, tok, mac)
+}
+
+func shaped(s shape, kid string, tok []byte, mac secret.Bytes) cred {
+	if s == inToken {
+		return cred{username: kid, realm: realm, key: mac.Expose(), token: tok}
+	}
+	user := token.AppendUsername(nil, kid, tok)
+	key := stun.LongTermKey(user, []byte(realm), token.Credential(mac).Expose())
+	return cred{username: string(user), realm: realm, key: key[:]}
+}
+
+// id returns a transaction id not used before.
+func (w *world) id() stun.TransactionID {
+	w.seq++
+	return stun.TransactionID{1, 2, 3, w.seq, byte(w.now.UnixNano())}
+}
+
+type add func(m []byte) []byte
+
+func attr(t stun.Attr, v []byte) add {
+	return func(m []byte) []byte { return stun.AppendAttr(m, t, v) }
+}
+func lifetime(s uint32) add {
+	return func(m []byte) []byte { return stun.AppendUint32(m, stun.AttrLifetime, s) }
+}
+func small(t stun.Attr, v byte) add { return func(m []byte) []byte { return stun.AppendByte(m, t, v) } }
+func channelNumber(n uint16) add {
+	return func(m []byte) []byte { return stun.AppendChannelNumber(m, n) }
+}
+func peer(a netip.AddrPort) add {
+	return func(m []byte) []byte { return stun.AppendXORAddress(m, stun.AttrXORPeerAddress, a) }
+}
+func data(s string) add    { return attr(stun.AttrData, []byte(s)) }
+func transport(p byte) add { return small(stun.AttrRequestedTransport, p) }
+
+// build returns an unauthenticated message.
+func (w *world) build(m stun.Method, cl stun.Class, adds ...add) []byte {
+	b := stun.AppendHeader(nil, stun.NewType(m, cl), w.id())
+	for _, f := range adds {
+		b = f(b)
+	}
+	return b
+}
+
+// sign appends the credential, a nonce and the integrity.
+func (w *world) sign(b []byte, c cred, nonce []byte) []byte {
+	b = stun.AppendText(b, stun.AttrUsername, c.username)
+	if c.realm != "" {
+		b = stun.AppendText(b, stun.AttrRealm, c.realm)
+	}
+	b = stun.AppendAttr(b, stun.AttrNonce, nonce)
+	typ := stun.Type(uint16(b[0])<<8 | uint16(b[1]))
+	if m := typ.Method(); c.token != nil && (m == stun.Allocate || m == stun.Refresh) {
+		b = stun.AppendAttr(b, stun.AttrAccessToken, c.token)
+	}
+	if c.sha256 {
+		return w.h.AppendIntegritySHA256(b, c.key)
+	}
+	return w.h.AppendIntegrity(b, c.key)
+}
+
+// nonce asks for one as a client does.
+func (w *world) nonce(t Tuple) []byte {
+	w.t.Helper()
+	r := w.packet(t, w.build(stun.Allocate, stun.Request, transport(17)))
+	n := r.get(stun.AttrNonce)
+	if r.code != 401 || n == nil {
+		w.t.Fatalf("bare Allocate: %v", r)
+	}
+	return bytes.Clone(n)
+}
+
+// response is the answer to a client, or none.
+type response struct {
+	msg  stun.Message
+	code int  // of the error, 0 = success
+	ok   bool // there is one
+	mac  bool // integrity under the request's key
+	size int
+}
+
+func (r response) get(t stun.Attr) []byte {
+	if !r.ok {
+		return nil
+	}
+	v, _ := r.msg.Get(t)
+	return v
+}
+
+func (r response) lifetime() int {
+	v, ok := seconds(r.get(stun.AttrLifetime))
+	if !ok {
+		return -1
+	}
+	return int(v / time.Second)
+}
+
+func (r response) String() string {
+	switch {
+	case !r.ok:
+		return "silence"
+	case r.code != 0:
+		return fmt.Sprintf("%d, mac %v", r.code, r.mac)
+	}
+	return fmt.Sprintf("success, LIFETIME %d, mac %v", r.lifetime(), r.mac)
+}
+
+// packet gives the Core a packet, opens and closes what it asks for, and returns the answer.
+func (w *world) packet(t Tuple, b []byte) response {
+	w.t.Helper()
+	w.core.FromClient(w.now, t, b, &w.out)
+	w.last = w.out
+	w.last.Actions = append([]Action(nil), w.out.Actions...)
+	return w.act(t)
+}
+
+func (w *world) act(t Tuple) response {
+	var r response
+	for i := 0; i < len(w.out.Actions); i++ {
+		a := w.out.Actions[i]
+		switch a.Kind {
+		case ToClient:
+			if a.Tuple != t {
+				w.t.Fatalf("answer goes to %v, asked by %v", a.Tuple, t)
+			}
+			m, err := stun.Parse(bytes.Clone(a.Data))
+			if err != nil {
+				w.t.Fatalf("the server's own answer: %v: %x", err, a.Data)
+			}
+			r = response{msg: m, ok: true, size: len(a.Data)}
+			if m.Class() == stun.Error {
+				v, _ := m.Get(stun.AttrErrorCode)
+				code, _, err := stun.ParseErrorCode(v)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				r.code = code
+			}
+		case Open:
+			if w.fails {
+				w.core.OpenFailed(w.now, a.ID, &w.out)
+			} else {
+				w.port++
+				w.core.Opened(w.now, a.ID, w.port, netip.AddrPortFrom(relayIP, w.port), &w.out)
+			}
+			i = -1
+		case Close:
+			if a.Ended != nil {
+				w.ended = append(w.ended, a.Ended)
+			}
+		}
+	}
+	return r
+}
+
+// ask sends an authenticated request with a fresh nonce.
+func (w *world) ask(t Tuple, c cred, m stun.Method, adds ...add) response {
+	w.t.Helper()
+	return w.askNonce(t, c, w.nonce(t), m, adds...)
+}
+
+func (w *world) askNonce(t Tuple, c cred, nonce []byte, m stun.Method, adds ...add) response {
+	w.t.Helper()
+	r := w.packet(t, w.sign(w.build(m, stun.Request, adds...), c, nonce))
+	if r.ok {
+		if c.sha256 {
+			r.mac = w.h.CheckIntegritySHA256(r.msg, c.key)
+		} else {
+			r.mac = w.h.CheckIntegrity(r.msg, c.key)
+		}
+	}
+	return r
+}
+
+// want fails the test unless r is the given code (0 = success) with the integrity it must have.
+func (w *world) want(r response, code int) response {
+	w.t.Helper()
+	mac := code != 401 && code != 438
+	if !r.ok || r.code != code || r.mac != mac {
+		w.t.Fatalf("%v, want %d, mac %v (cause: %v, %v)", r, code, mac, w.last.Cause, w.last.Detail)
+	}
+	return r
+}
+
+// sleep moves the clock and runs the timer as the shell does.
+func (w *world) sleep(d time.Duration) {
+	end := w.now.Add(d)
+	for {
+		at, ok := w.core.NextTimeout()
+		if !ok || at.After(end) {
+			break
+		}
+		if at.After(w.now) {
+			w.now = at
+		}
+		w.core.Timeout(w.now, &w.out)
+		w.act(Tuple{})
+	}
+	w.now = end
+}
+
+// toPeer sends a packet of a client and returns what leaves for a peer.
+func (w *world) toPeer(t Tuple, b []byte) (netip.AddrPort, string, bool) {
+	w.core.FromClient(w.now, t, b, &w.out)
+	for _, a := range w.out.Actions {
+		if a.Kind == ToPeer {
+			return a.Peer, string(a.Data), true
+		}
+	}
+	return netip.AddrPort{}, "", false
+}
+
+// fromPeer delivers a peer's packet to the relay of t, and returns what leaves for the client.
+func (w *world) fromPeer(t Tuple, from netip.AddrPort, s string) ([]byte, bool) {
+	w.t.Helper()
+	a := w.core.tuples[t]
+	if a == nil {
+		return nil, false
+	}
+	buf := make([]byte, Headroom+len(s)+Tailroom)
+	copy(buf[Headroom:], s)
+	w.core.FromPeer(w.now, a.id, from, buf, len(s), &w.out)
+	for _, a := range w.out.Actions {
+		if a.Kind == ToClient {
+			if a.Tuple != t {
+				w.t.Fatalf("packet goes to %v, want %v", a.Tuple, t)
+			}
+			return a.Data, true
+		}
+	}
+	return nil, false
+}
+
+// call allocates and opens the way to the gateway.
+func (w *world) call(t Tuple, c cred) {
+	w.t.Helper()
+	w.want(w.ask(t, c, stun.Allocate, transport(17)), 0)
+	w.want(w.ask(t, c, stun.CreatePermission, peer(gateway)), 0)
+}
+
+// invariants checks that the Core's tables agree.
+func (w *world) invariants() {
+	w.t.Helper()
+	c := w.core
+	owned, opened := 0, 0
+	for o, list := range c.owners {
+		if len(list) == 0 || len(list) > c.cfg.Quota {
+			w.t.Fatalf("owner %q has %d allocations", o, len(list))
+		}
+		owned += len(list)
+		for _, a := range list {
+			if c.ids[a.id] != a || c.tuples[a.tuple] != a || a.owner != o || a.cur == nil || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
+				w.t.Fatalf("allocation %d is not in order", a.id)
+			}
+			if len(a.permissions) > c.cfg.MaxPermissions || len(a.channels) > c.cfg.MaxChannels || len(a.channels) != len(a.byPeer) {
+				w.t.Fatalf("%d permissions, %d channels, %d by peer", len(a.permissions), len(a.channels), len(a.byPeer))
+			}
+			for n, ch := range a.channels {
+				if ch.number != n || a.byPeer[ch.peer] != ch {
+					w.t.Fatalf("channel %04x is not one to one", n)
+				}
+			}
+			if end := c.hardEnd(a.cur, a.extended); a.state == open && a.expires.After(end) {
+				w.t.Fatalf("allocation lives %v beyond its credential's end", a.expires.Sub(end))
+			}
+			if a.state == open {
+				opened++
+				if c.relays[a.relayed] != a {
+					w.t.Fatal("relayed address is not found")
+				}
+			}
+		}
+	}
+	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || opened != len(c.relays) || len(c.ids) > c.cfg.MaxAllocations {
+		w.t.Fatalf("%d owned, %d ids, %d tuples, %d queued, %d open, %d relays", owned, len(c.ids), len(c.tuples), len(c.queue), opened, len(c.relays))
+	}
+}

@@ -1,0 +1,71 @@
+package turn
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	pion "github.com/pion/turn/v5"
+	"go.uber.org/goleak"
+
+	"wicgate/internal/token"
+)
+
+// TestPion lets pion's TURN client, which knows nothing of tokens, relay with the USERNAME and the
+// credential that a browser would be given.
+func TestPion(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	b := start(t)
+	peer := echo(t)
+	kid, tok, mac := b.issue("p1", time.Hour)
+	socket, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed(t, socket)
+	c, err := pion.NewClient(&pion.ClientConfig{
+		STUNServerAddr: b.s.Addrs()[0].String(), TURNServerAddr: b.s.Addrs()[0].String(), Conn: socket,
+		Username: string(token.AppendUsername(nil, kid, tok)), Password: string(token.Credential(mac).Expose()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	mapped, err := c.SendBindingRequest()
+	if err != nil || mapped.String() != socket.LocalAddr().String() {
+		t.Errorf("Binding: %v, %v", mapped, err)
+	}
+	relayed, err := c.Allocate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := net.UDPAddrFromAddrPort(peer)
+	buf := make([]byte, 100)
+	for i := range 20 { // the first by indication, and by channel as soon as pion has bound one
+		if _, err := relayed.WriteTo([]byte{'x', byte(i)}, to); err != nil {
+			t.Fatal(err)
+		}
+		if err := relayed.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, from, err := relayed.ReadFrom(buf)
+		if err != nil || from.String() != to.String() || n != 2 || buf[1] != byte(i) {
+			t.Fatalf("echo %d: %q from %v, %v", i, buf[:n], from, err)
+		}
+	}
+	if err := relayed.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	// pion's Close is a Refresh with LIFETIME 0.
+	for end := time.Now().Add(3 * time.Second); b.s.Stats().Allocations > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("pion has closed, and the allocation is there")
+		}
+	}
+	if st := b.s.Stats(); st.ToPeerPackets != 20 || st.ToClientPackets != 20 || st.ToPeerBytes != 40 || st.Ended["deleted"] != 1 {
+		t.Errorf("stats %+v", st)
+	}
+}

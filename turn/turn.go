@@ -1,0 +1,365 @@
+// Package turn is the TURN server: STUN and TURN over UDP (RFC 8489, RFC 8656), every client
+// authenticated by a token of the WAF (RFC 7635), in RFC 7635's own shape or in the USERNAME that
+// unmodified browsers can send (DESIGN, Credentials 1).
+//
+//	browser ── STUN, TURN, ChannelData ──► Listen ─┐                  ┌─ relay socket, one an allocation ── peer
+//	                                               ├─ internal/core ──┤
+//	browser ◄──────────────────────────────────────┘                  └─ relay socket ── peer
+//
+// What is decided about a packet is decided in turn/internal/core, which has no socket and no clock.
+// Here are the sockets, the goroutines (one a listener, one a relay socket, one for the time), and
+// the log. TCP, TLS and DTLS listeners, ephemeral and pushed credentials are not here yet.
+package turn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wicgate/internal/listen"
+	"wicgate/internal/peerpolicy"
+	"wicgate/turn/internal/core"
+)
+
+// Keys are the keys of one TURN server name; *keyring.Ring is one.
+type Keys = core.Keys
+
+// CredentialPolicy says what happens to an allocation whose credential ends.
+type CredentialPolicy = core.CredentialPolicy
+
+// The credential policies (DESIGN, What happens when a credential ends). Each refuses a new
+// Allocate with an expired token.
+const (
+	// Session grants Refresh while the issuer says by [Server.Extend] that the session lives, and
+	// in any case as CallGrace does. It is the default.
+	Session = core.Session
+	// CallGrace grants Refresh until the token's expiry plus GraceMax.
+	CallGrace = core.CallGrace
+	// Strict ends the allocation at the token's expiry. It is what RFC 7635 §4.1.1 says; calls in
+	// browsers end with it, for they cannot renew a live allocation.
+	Strict = core.Strict
+)
+
+// Relay is where relay sockets are opened.
+type Relay struct {
+	Bind      netip.Addr // local address; an unspecified one means every address of that family
+	Advertise netip.Addr // what clients and peers see; the zero Addr means Bind
+	// MinPort and MaxPort bound the ports, inclusive. Zeros mean 49152 and 65535 (RFC 8656 §7.2).
+	MinPort, MaxPort uint16
+}
+
+// Config is how a [Server] is. Name, Listen, Relay.Bind, Peers and Keys are required.
+type Config struct {
+	Log    *slog.Logger // nil = discard
+	Name   string       // TURN server name: REALM, THIRD-PARTY-AUTHORIZATION, and what tokens are sealed for
+	Listen []netip.AddrPort
+	Relay  Relay
+	Peers  peerpolicy.Policy
+	Keys   Keys
+
+	Policy   CredentialPolicy
+	GraceMax time.Duration // after a token's expiry; 0 = 12 h; not used by Strict
+
+	Quota          int // allocations for each pseudonym; 0 = 32
+	MaxAllocations int // 0 = as many as relay ports
+	MaxPermissions int // for each allocation; 0 = 64
+	MaxChannels    int // for each allocation; 0 = 64
+
+	// Replies to one source address that has not shown a valid nonce: at once, and a second.
+	// Zeros mean 100 and 20.
+	ReplyBurst int
+	ReplyRate  float64
+
+	// NoAccessToken switches RFC 7635's own shape off and leaves the one in USERNAME.
+	NoAccessToken bool
+
+	// Drain is how long Serve waits, once its context has ended, for clients to end their
+	// allocations; 0 = 2 s, at most 5 s.
+	Drain time.Duration
+}
+
+// Server is a TURN server. Make it with [New], run it with [Server.Serve].
+type Server struct {
+	cfg       Config
+	log       *slog.Logger
+	listeners []*net.UDPConn
+	ports     *ports
+	buffers   bufferPool
+	refusals  refusalLog
+	kick      chan struct{} // a deadline may have come nearer; never closed
+	relays    sync.WaitGroup
+
+	sendErrors, tooLong atomic.Uint64
+
+	mu   sync.Mutex // guards core
+	core *core.Core
+}
+
+// New checks cfg, opens the listening sockets and returns the server.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1)}
+	for _, a := range cfg.Listen {
+		c, err := listen.UDP("turn.listen", a)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
+		}
+		// The kernel's cap may leave it smaller; then bursts are lost earlier, which is all.
+		_ = c.SetReadBuffer(listenBuffer)
+		_ = c.SetWriteBuffer(listenBuffer)
+		s.listeners = append(s.listeners, c)
+	}
+	peers, err := s.peers()
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.core = core.New(core.Config{
+		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relay.Advertise.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
+		Quota: cfg.Quota, MaxAllocations: cfg.MaxAllocations, MaxPermissions: cfg.MaxPermissions, MaxChannels: cfg.MaxChannels,
+		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken,
+	})
+	return s, nil
+}
+
+const (
+	listenBuffer = 4 << 20 // bytes of kernel buffer
+	relayBuffer  = 256 << 10
+)
+
+// complete fills in defaults and says what is wrong.
+func (c *Config) complete() error {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Relay.MinPort == 0 && c.Relay.MaxPort == 0 {
+		c.Relay.MinPort, c.Relay.MaxPort = 49152, 65535
+	}
+	if !c.Relay.Advertise.IsValid() {
+		c.Relay.Advertise = c.Relay.Bind
+	}
+	c.Relay.Bind, c.Relay.Advertise = c.Relay.Bind.Unmap(), c.Relay.Advertise.Unmap()
+	switch {
+	case c.Name == "" || len(c.Name) > 127 || strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }):
+		return fmt.Errorf("turn: name %q: want 1 to 127 printable ASCII characters without space, quote or backslash; set turn.name", c.Name)
+	case len(c.Listen) == 0:
+		return errors.New("turn: no address to listen on; set turn.listen")
+	case len(c.Listen) > 1<<16:
+		return fmt.Errorf("turn: %d addresses to listen on, at most %d", len(c.Listen), 1<<16)
+	case !c.Relay.Bind.IsValid():
+		return errors.New("turn: no address for relay sockets; set turn.relay.bind")
+	case c.Relay.Advertise.IsUnspecified():
+		return fmt.Errorf("turn: relay address %v cannot be told to anybody; set turn.relay.advertise", c.Relay.Advertise)
+	case c.Relay.Bind.Is4() != c.Relay.Advertise.Is4():
+		return fmt.Errorf("turn: relay.bind %v and relay.advertise %v are of different families", c.Relay.Bind, c.Relay.Advertise)
+	case c.Relay.MinPort < 1024 || c.Relay.MinPort > c.Relay.MaxPort:
+		return fmt.Errorf("turn: relay ports %d to %d: want 1024 <= min <= max (RFC 8656 §7.2)", c.Relay.MinPort, c.Relay.MaxPort)
+	case c.Peers.Profile() == peerpolicy.DenyAll:
+		return errors.New("turn: no peer may be relayed to; set turn.peers to the gateways' media ranges or to the general profile")
+	case c.Keys == nil:
+		return errors.New("turn: no keys")
+	case c.Policy > Strict:
+		return fmt.Errorf("turn: credential policy %d is unknown", c.Policy)
+	case c.GraceMax < 0 || c.Quota < 0 || c.MaxAllocations < 0 || c.MaxPermissions < 0 || c.MaxChannels < 0 || c.ReplyBurst < 0 || c.ReplyRate < 0:
+		return errors.New("turn: a limit is negative")
+	case c.Drain < 0 || c.Drain > 5*time.Second:
+		return fmt.Errorf("turn: drain %v: want 0 to 5s", c.Drain)
+	}
+	setDefault(&c.GraceMax, 12*time.Hour)
+	setDefault(&c.Quota, 32)
+	setDefault(&c.MaxPermissions, 64)
+	setDefault(&c.MaxChannels, 64)
+	setDefault(&c.Drain, 2*time.Second)
+	all := int(c.Relay.MaxPort) - int(c.Relay.MinPort) + 1
+	if c.MaxAllocations == 0 || c.MaxAllocations > all {
+		c.MaxAllocations = all
+	}
+	return nil
+}
+
+func setDefault[T int | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+// peers returns the policy with what is ours refused: the listeners at every door, and in the general
+// profile all addresses of this machine, a public one with a filtered service on it too, but for
+// ports that hold a relay and those that the policy opens by name.
+func (s *Server) peers() (peerpolicy.Policy, error) {
+	machine, err := net.InterfaceAddrs()
+	if err != nil {
+		return peerpolicy.Policy{}, fmt.Errorf("turn: list this machine's addresses, to refuse them as peers: %w", err)
+	}
+	own := []netip.Addr{s.cfg.Relay.Advertise, s.cfg.Relay.Bind}
+	for _, i := range machine {
+		if p, err := netip.ParsePrefix(i.String()); err == nil {
+			own = append(own, p.Addr().Unmap())
+		}
+	}
+	var listeners []netip.AddrPort
+	for _, a := range s.Addrs() {
+		if !a.Addr().IsUnspecified() {
+			// The second is ours as well behind a one-to-one NAT.
+			listeners = append(listeners, a, netip.AddrPortFrom(s.cfg.Relay.Advertise, a.Port()))
+			continue
+		}
+		for _, o := range own {
+			listeners = append(listeners, netip.AddrPortFrom(o, a.Port()))
+		}
+	}
+	return s.cfg.Peers.WithListeners(listeners...).WithRelays(own...), nil
+}
+
+// Addrs returns the addresses that the server listens on, ports filled in.
+func (s *Server) Addrs() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, c := range s.listeners {
+		out = append(out, unmap(c.LocalAddr().(*net.UDPAddr).AddrPort()))
+	}
+	return out
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// Close closes the listening sockets of a server that is not to be served. Serve closes them itself.
+func (s *Server) Close() error {
+	var errs []error
+	for _, c := range s.listeners {
+		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Serve relays until ctx ends. Then it refuses new allocations, waits Drain for the others to end,
+// ends them, closes all sockets, and returns nil once every goroutine that it started has returned.
+// It can be called once.
+func (s *Server) Serve(ctx context.Context) error {
+	var readers, timer sync.WaitGroup
+	stop := make(chan struct{}) // closed here, ends the timer
+	timer.Go(func() { s.serveTime(stop) })
+	for i, c := range s.listeners {
+		readers.Go(func() { s.serveListener(uint16(i), c) })
+	}
+	<-ctx.Done()
+	s.drain()
+	closeErr := s.Close()
+	readers.Wait() // from here on no relay is opened
+	close(stop)
+	timer.Wait()
+	w := newWorker(s)
+	s.mu.Lock()
+	s.core.EndAll(time.Now(), &w.out)
+	s.mu.Unlock()
+	w.act(&w.out)
+	s.relays.Wait()
+	return closeErr
+}
+
+// drain waits for the allocations to end, up to Drain.
+func (s *Server) drain() {
+	s.mu.Lock()
+	s.core.Drain()
+	s.mu.Unlock()
+	end := time.NewTimer(s.cfg.Drain)
+	defer end.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for s.Stats().Allocations > 0 {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return
+		}
+	}
+}
+
+// serveTime ends allocations when their time has come.
+func (s *Server) serveTime(stop <-chan struct{}) {
+	w := newWorker(s)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+		case <-s.kick:
+		case <-stop:
+			return
+		}
+		s.mu.Lock()
+		s.core.Timeout(time.Now(), &w.out)
+		at, ok := s.core.NextTimeout()
+		s.mu.Unlock()
+		w.act(&w.out)
+		wait := time.Hour
+		if ok {
+			wait = max(0, time.Until(at))
+		}
+		next.Reset(wait)
+	}
+}
+
+// Revoke ends all allocations of pseudonym at once and returns how many they were.
+func (s *Server) Revoke(pseudonym string) int {
+	w := newWorker(s)
+	s.mu.Lock()
+	n := s.core.Revoke(time.Now(), pseudonym, &w.out)
+	s.mu.Unlock()
+	w.act(&w.out)
+	return n
+}
+
+// Extend is the issuer's news that the session of pseudonym lives until the given time.
+func (s *Server) Extend(pseudonym string, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.Extend(pseudonym, until)
+}
+
+// Stats counts since New, except Allocations. The keys of the maps are fixed sets.
+type Stats struct {
+	Allocations      int // now
+	AllocationsTotal uint64
+	Bindings         uint64            // Binding requests answered
+	Refused401       uint64            // challenges among them
+	Refused          map[string]uint64 // packets refused or dropped, by cause, challenges too
+	Ended            map[string]uint64 // allocations, by cause
+
+	// Relayed payload.
+	ToPeerPackets, ToPeerBytes, ToClientPackets, ToClientBytes uint64
+
+	SendErrors uint64 // packets that the kernel did not take
+	TooLong    uint64 // packets of peers above 4096 bytes, dropped
+}
+
+// Stats returns the counters.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	c := s.core.Stats()
+	s.mu.Unlock()
+	out := Stats{
+		Allocations: c.Allocations, AllocationsTotal: c.AllocationsTotal, Bindings: c.Bindings, Refused401: c.Unauthenticated,
+		Refused: make(map[string]uint64, len(c.Refused)), Ended: make(map[string]uint64, len(c.Ended)),
+		ToPeerPackets: c.Traffic.SentPackets, ToPeerBytes: c.Traffic.SentBytes, ToClientPackets: c.Traffic.ReceivedPackets, ToClientBytes: c.Traffic.ReceivedBytes,
+		SendErrors: s.sendErrors.Load(), TooLong: s.tooLong.Load(),
+	}
+	for i, n := range c.Refused[1:] {
+		out.Refused[core.Cause(i+1).Label()] = n
+	}
+	for i, n := range c.Ended {
+		out.Ended[core.EndCause(i).String()] = n
+	}
+	return out
+}

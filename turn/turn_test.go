@@ -1,0 +1,524 @@
+package turn
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"wicgate/internal/keyring"
+	"wicgate/internal/peerpolicy"
+	"wicgate/internal/secret"
+	"wicgate/internal/token"
+	"wicgate/internal/turnclient"
+	"wicgate/internal/wire/stun"
+)
+
+const name = "turn.ims.test"
+
+var loopback = netip.MustParseAddr("127.0.0.1")
+
+// journal is a log that a test can read.
+type journal struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
+}
+
+// bench is a running server and what is around it.
+type bench struct {
+	t    testing.TB
+	s    *Server
+	ring *keyring.Ring
+	log  *journal
+	stop func() // ends the server and waits
+}
+
+func start(t testing.TB, change ...func(*Config)) *bench {
+	t.Helper()
+	b := &bench{t: t, ring: keyring.New(name), log: new(journal)}
+	cfg := Config{
+		Log:  slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Keys: b.ring,
+		Relay: Relay{Bind: loopback, MinPort: 50000, MaxPort: 59999},
+		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32), MinPort: 1024, MaxPort: 65535}),
+		Drain: time.Millisecond,
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.s = s
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	b.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("Serve does not return")
+		}
+	})
+	t.Cleanup(b.stop)
+	return b
+}
+
+// issue makes a token as the WAF does.
+func (b *bench) issue(pseudonym string, life time.Duration) (kid string, tok []byte, mac secret.Bytes) {
+	b.t.Helper()
+	kid = b.ring.KID(pseudonym)
+	k, f, _, ok := b.ring.Key(kid)
+	if !ok {
+		b.t.Fatal("no key")
+	}
+	mac = token.NewMACKey()
+	tok, err := token.Seal(f, k, name, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(time.Now()), Lifetime: life})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return kid, tok, mac
+}
+
+func (b *bench) client(cr turnclient.Credential) *turnclient.Client {
+	b.t.Helper()
+	c, err := turnclient.Dial(turnclient.Config{Server: b.s.Addrs()[0], Credential: cr, RTO: 300 * time.Millisecond, Tries: 4})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			b.t.Error(err)
+		}
+	})
+	return c
+}
+
+// echo is a peer that sends back what it gets.
+func echo(t testing.TB) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+	})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if _, err := c.WriteToUDPAddrPort(buf[:n], from); err != nil && !errors.Is(err, net.ErrClosed) {
+				t.Error(err)
+			}
+		}
+	}()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// closed closes c and reports an error.
+func closed(t testing.TB, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func timeout(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestRelayedEcho(t *testing.T) {
+	for shape, credential := range map[string]func(string, []byte, secret.Bytes) turnclient.Credential{
+		"ACCESS-TOKEN": turnclient.AccessToken, "o1": turnclient.TokenUsername,
+	} {
+		t.Run(shape, func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t) })
+			b := start(t)
+			peer := echo(t)
+			ctx := timeout(t)
+			c := b.client(credential(b.issue("p1", time.Hour)))
+			a, err := c.Allocate(ctx, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a.Mapped != c.LocalAddr() || a.Lifetime != 600*time.Second || a.Relayed.Addr() != loopback || a.Relayed.Port() < 50000 || a.Relayed.Port() > 59999 {
+				t.Errorf("%+v, local %v", a, c.LocalAddr())
+			}
+			if c.ThirdPartyAuthorization() != name {
+				t.Errorf("THIRD-PARTY-AUTHORIZATION %q", c.ThirdPartyAuthorization())
+			}
+			if got, err := c.Binding(ctx); err != nil || got != c.LocalAddr() {
+				t.Errorf("Binding: %v, %v", got, err)
+			}
+			if err := c.CreatePermission(ctx, peer); err != nil {
+				t.Fatal(err)
+			}
+			round := func(channel bool, data string) {
+				t.Helper()
+				if err := c.Send(peer, []byte(data)); err != nil {
+					t.Fatal(err)
+				}
+				p, err := c.Receive(ctx)
+				if err != nil || p.Peer != peer || string(p.Data) != data || (p.Channel != 0) != channel {
+					t.Fatalf("%+v, %v; channel expected: %v", p, err, channel)
+				}
+			}
+			round(false, "by indication")
+			round(false, "")
+			if _, err := c.ChannelBind(ctx, peer); err != nil {
+				t.Fatal(err)
+			}
+			round(true, "by channel")
+			round(true, strings.Repeat("x", maxFromPeer))
+			if life, err := c.Refresh(ctx, 20*time.Minute); err != nil || life != 20*time.Minute {
+				t.Errorf("Refresh: %v, %v", life, err)
+			}
+			// A fresh token of the same pseudonym, in the same shape.
+			c.SetCredential(credential(b.issue("p1", time.Hour)))
+			if _, err := c.Refresh(ctx, 10*time.Minute); err != nil {
+				t.Errorf("Refresh with a new token: %v", err)
+			}
+			round(true, "still here")
+			// Someone else's is 441.
+			c.SetCredential(credential(b.issue("p2", time.Hour)))
+			if _, err := c.Refresh(ctx, 0); turnclient.Code(err) != 441 {
+				t.Errorf("Refresh by another: %v", err)
+			}
+			if n := b.s.Revoke("p1"); n != 1 {
+				t.Errorf("revoked %d", n)
+			}
+			st := b.s.Stats()
+			if st.Allocations != 0 || st.AllocationsTotal != 1 || st.ToPeerPackets != 5 || st.ToClientPackets != 5 || st.ToPeerBytes != st.ToClientBytes || st.Ended["revoked"] != 1 || st.Bindings != 1 || c.Dropped() != 0 {
+				t.Errorf("stats %+v, %d dropped", st, c.Dropped())
+			}
+			if l := b.log.String(); !strings.Contains(l, `msg="turn: allocation ended" cause=revoked pseudonym=p1 client=`+c.LocalAddr().String()) || !strings.Contains(l, "to_peer_packets=5") {
+				t.Errorf("log:\n%s", l)
+			}
+			b.stop()
+		})
+	}
+}
+
+// TestOnlyPermittedPeers: a relay socket takes packets of permitted addresses alone, and nothing
+// leaves for others.
+func TestOnlyPermittedPeers(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	peer := echo(t)
+	b := start(t, func(c *Config) {
+		c.Peers = peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32), MinPort: peer.Port(), MaxPort: peer.Port()})
+	})
+	stranger := echo(t)
+	ctx := timeout(t)
+	c := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour)))
+	a, err := c.Allocate(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hit := func(from netip.AddrPort) {
+		t.Helper()
+		s, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(a.Relayed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Write([]byte("stranger")); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	hit(stranger) // no permission yet
+	for _, p := range []string{"10.0.0.1:80", "169.254.169.254:80", "127.0.0.2:80", "8.8.8.8:53"} {
+		if err := c.CreatePermission(ctx, netip.MustParseAddrPort(p)); turnclient.Code(err) != 403 {
+			t.Errorf("CreatePermission %s: %v", p, err)
+		}
+	}
+	if err := c.CreatePermission(ctx, peer); err != nil {
+		t.Fatal(err)
+	}
+	hit(stranger) // the address has a permission, the port is outside of the policy
+	if _, err := c.ChannelBind(ctx, stranger); turnclient.Code(err) != 403 {
+		t.Errorf("ChannelBind to another port: %v", err)
+	}
+	if _, err := c.ChannelBind(ctx, b.s.Addrs()[0]); turnclient.Code(err) != 403 {
+		t.Errorf("ChannelBind to the server's own listener: %v", err)
+	}
+	if err := c.Send(stranger, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Send(peer, []byte("good")); err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.Receive(ctx)
+	if err != nil || string(p.Data) != "good" || p.Peer != peer {
+		t.Errorf("first packet through: %+v, %v", p, err)
+	}
+	// The first stranger's packet may be read after the permission is there.
+	if st := b.s.Stats(); st.ToPeerPackets != 1 || st.ToClientPackets != 1 || st.Refused["no_permission"] > 1 || st.Refused["no_permission"]+st.Refused["peer"] != 9 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// TestRealTimer: strict ends the allocation at the token's end by itself.
+func TestRealTimer(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	b := start(t, func(c *Config) { c.Policy = Strict })
+	k, f, _, _ := b.ring.Key(b.ring.KID("p1"))
+	mac := token.NewMACKey()
+	// Issued so that with Delta two seconds are left.
+	tok, err := token.Seal(f, k, name, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(time.Now().Add(-13 * time.Second)), Lifetime: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := b.client(turnclient.AccessToken(b.ring.KID("p1"), tok, mac))
+	a, err := c.Allocate(timeout(t), 0)
+	if err != nil || a.Lifetime != time.Second {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	for end := time.Now().Add(3 * time.Second); b.s.Stats().Allocations > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the allocation outlives its token")
+		}
+	}
+	if l := b.log.String(); !strings.Contains(l, "cause=expired pseudonym=p1") {
+		t.Errorf("log:\n%s", l)
+	}
+}
+
+// TestBadInput: rubbish, wrong credentials and cut messages get the clause's answer and a line in
+// the log that names the cause and no secret; nothing is kept.
+func TestBadInput(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	b := start(t)
+	ctx := timeout(t)
+	kid, tok, mac := b.issue("p1", time.Hour)
+	c := b.client(turnclient.LongTerm("alice", secret.New([]byte("hunter2hunter2"))))
+	if _, err := c.Allocate(ctx, 0); turnclient.Code(err) != 401 {
+		t.Errorf("plain user: %v", err)
+	}
+	c.SetCredential(turnclient.AccessToken(kid, tok, token.NewMACKey()))
+	if _, err := c.Allocate(ctx, 0); turnclient.Code(err) != 401 {
+		t.Errorf("wrong mac_key: %v", err)
+	}
+	c.SetCredential(turnclient.TokenUsername("nobody.p1", tok, mac))
+	if _, err := c.Allocate(ctx, 0); turnclient.Code(err) != 401 {
+		t.Errorf("unknown kid: %v", err)
+	}
+	whole := stun.AppendText(stun.AppendHeader(nil, stun.NewType(stun.Allocate, stun.Request), stun.TransactionID{1}), stun.AttrUsername, "x")
+	for n := range len(whole) {
+		if err := c.Raw(whole[:n]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, raw := range [][]byte{{0x40}, {0x80, 0, 0, 1}, bytes.Repeat([]byte{0xff}, 2000), stun.AppendChannelData(nil, 0x4000, []byte("x"))} {
+		if err := c.Raw(raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Binding(ctx); err != nil {
+		t.Errorf("the server does not answer any more: %v", err)
+	}
+	if st := b.s.Stats(); st.Allocations != 0 || st.AllocationsTotal != 0 || st.Refused["malformed"] < 20 {
+		t.Errorf("stats %+v", st)
+	}
+	l := b.log.String()
+	for _, want := range []string{"cause=\"USERNAME carries no token", "cause=\"message integrity is wrong\"", "cause=\"kid is not known\"", "cause=\"malformed message\"", "cause=\"neither STUN nor ChannelData\"", "client=" + c.LocalAddr().String()} {
+		if !strings.Contains(l, want) {
+			t.Errorf("log does not say %s:\n%s", want, l)
+		}
+	}
+	for _, s := range []string{"hunter2", string(mac.Expose()), fmt.Sprintf("%x", mac.Expose()), string(token.Credential(mac).Expose()), string(token.AppendUsername(nil, kid, tok))} {
+		if strings.Contains(l, s) {
+			t.Errorf("the log tells a secret:\n%s", l)
+		}
+	}
+	if n := strings.Count(l, "malformed message"); n > 2 {
+		t.Errorf("%d lines about malformed messages within a second", n)
+	}
+}
+
+// TestShutdown: Serve drains, ends what is left, and says so.
+func TestShutdown(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	b := start(t, func(c *Config) { c.Drain = time.Second })
+	ctx := timeout(t)
+	stays := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour)))
+	leaves := b.client(turnclient.TokenUsername(b.issue("p2", time.Hour)))
+	late := b.client(turnclient.TokenUsername(b.issue("p3", time.Hour)))
+	for _, c := range []*turnclient.Client{stays, leaves} {
+		if _, err := c.Allocate(ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); b.stop() }()
+	for end := time.Now().Add(900 * time.Millisecond); ; {
+		_, err := late.Allocate(ctx, 0)
+		if turnclient.Code(err) == 508 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("Allocate while draining: %v", err)
+		}
+		if err == nil { // it came before the drain
+			if _, err := late.Refresh(ctx, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := leaves.Refresh(ctx, 0); err != nil {
+		t.Errorf("Refresh while draining: %v", err)
+	}
+	<-stopped
+	st := b.s.Stats()
+	if st.Allocations != 0 || st.Ended["shutdown"] != 1 || st.Ended["deleted"] < 1 {
+		t.Errorf("ended %v", st.Ended)
+	}
+	if !strings.Contains(b.log.String(), "cause=shutdown pseudonym=p1") {
+		t.Errorf("log:\n%s", b.log)
+	}
+}
+
+// TestPorts: relay ports come from the range, run out with 508, and come back.
+func TestPorts(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	// A range of four ports that are free now.
+	probe, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lo := probe.LocalAddr().(*net.UDPAddr).AddrPort().Port() &^ 3
+	defer closed(t, probe) // one of the four is another program's
+	b := start(t, func(c *Config) {
+		c.Relay.MinPort, c.Relay.MaxPort, c.Quota, c.MaxAllocations = lo, lo+3, 10, 10
+	})
+	ctx := timeout(t)
+	var open []*turnclient.Client
+	for {
+		c := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour)))
+		a, err := c.Allocate(ctx, 0)
+		if err != nil {
+			if turnclient.Code(err) != 508 {
+				t.Error(err)
+			}
+			break
+		}
+		if a.Relayed.Port() < lo || a.Relayed.Port() > lo+3 || a.Relayed.Port() == probe.LocalAddr().(*net.UDPAddr).AddrPort().Port() {
+			t.Errorf("relayed address %v outside of %d to %d", a.Relayed, lo, lo+3)
+		}
+		open = append(open, c)
+	}
+	if len(open) == 0 || len(open) > 3 {
+		t.Fatalf("%d allocations on 3 ports", len(open))
+	}
+	for _, c := range open {
+		if _, err := c.Refresh(ctx, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	c := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour)))
+	even := func(m []byte) []byte { return stun.AppendAttr(m, stun.AttrEvenPort, []byte{0}) }
+	if a, err := c.Allocate(ctx, 0, even); err == nil && a.Relayed.Port()&1 != 0 {
+		t.Errorf("EVEN-PORT: %v", a.Relayed)
+	}
+	if !strings.Contains(b.log.String(), "turn: no relay socket") {
+		t.Errorf("no word about the ports in the log:\n%s", b.log)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	good := func() Config {
+		return Config{Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relay: Relay{Bind: loopback}, Peers: peerpolicy.General(), Keys: keyring.New(name)}
+	}
+	for what, change := range map[string]func(*Config){
+		"name":          func(c *Config) { c.Name = "" },
+		"quote":         func(c *Config) { c.Name = `a"b` },
+		"long name":     func(c *Config) { c.Name = strings.Repeat("a", 128) },
+		"listen":        func(c *Config) { c.Listen = nil },
+		"relay.bind":    func(c *Config) { c.Relay.Bind = netip.Addr{} },
+		"advertise":     func(c *Config) { c.Relay.Bind = netip.IPv4Unspecified() },
+		"families":      func(c *Config) { c.Relay.Advertise = netip.IPv6Loopback() },
+		"relay ports":   func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 100, 200 },
+		"ports swapped": func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 50000, 40000 },
+		"peers":         func(c *Config) { c.Peers = peerpolicy.Policy{} },
+		"keys":          func(c *Config) { c.Keys = nil },
+		"policy":        func(c *Config) { c.Policy = 9 },
+		"quota":         func(c *Config) { c.Quota = -1 },
+		"drain":         func(c *Config) { c.Drain = time.Minute },
+	} {
+		cfg := good()
+		change(&cfg)
+		if s, err := New(cfg); err == nil {
+			t.Errorf("%s: accepted, %v", what, s.Close())
+		} else if !strings.HasPrefix(err.Error(), "turn: ") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	s, err := New(good())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A port that is taken fails in New, with its name and key.
+	taken := good()
+	taken.Listen = []netip.AddrPort{netip.AddrPortFrom(loopback, 0), s.Addrs()[0]}
+	if _, err := New(taken); err == nil || !strings.Contains(err.Error(), "turn.listen") || !strings.Contains(err.Error(), fmt.Sprint(s.Addrs()[0].Port())) {
+		t.Errorf("taken port: %v", err)
+	}
+	if s.cfg.Quota != 32 || s.cfg.GraceMax != 12*time.Hour || s.cfg.MaxAllocations != 16384 || s.cfg.Policy != Session {
+		t.Errorf("defaults %+v", s.cfg)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBuffersHaveOneHolder(t *testing.T) {
+	var p bufferPool
+	b := p.take()
+	p.give(b)
+	defer func() {
+		if recover() == nil {
+			t.Error("giving back twice is silent")
+		}
+	}()
+	p.give(b)
+}
