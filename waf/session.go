@@ -152,7 +152,7 @@ func (s *Server) changeAlive(ctx context.Context, name string, change func([]ali
 func (s *Server) session(r *http.Request) (sess session, ok bool, err error) {
 	c, err := r.Cookie(cookieName)
 	if err != nil || !isTicket(c.Value) {
-		return session{}, false, nil //nolint:nilerr // no cookie is no error
+		return session{}, false, nil // no cookie is no error
 	}
 	ctx, cancel := inStore(r.Context())
 	defer cancel()
@@ -166,7 +166,7 @@ func (s *Server) session(r *http.Request) (sess session, ok bool, err error) {
 	}
 	var f sessionForm
 	if err := json.Unmarshal(e.Value, &f); err != nil || f.Version != 1 || time.Now().Unix() >= f.End {
-		return session{}, false, nil //nolint:nilerr // a session that cannot be read is none: the user logs in anew
+		return session{}, false, nil // one that cannot be read is none: the user logs in anew
 	}
 	return session{key, f.User, f.Pseudonym, time.Unix(f.End, 0)}, true, nil
 }
