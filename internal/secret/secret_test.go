@@ -19,7 +19,7 @@ func TestNothingPrintsASecret(t *testing.T) {
 	s := New([]byte(value))
 	in := map[string]any{"plain": s, "pointer": &s, "nested": nested{s, &s}, "slice": []Bytes{s}, "error": fmt.Errorf("x %w %v", errors.New("y"), s)}
 
-	leaks := []string{value, fmt.Sprintf("%x", value), fmt.Sprintf("%X", value), strings.Trim(fmt.Sprint([]byte(value)), "[]")}
+	leaks := []string{value, fmt.Sprintf("%x", value), fmt.Sprintf("%X", value), strings.Trim(fmt.Sprintf("%v", []byte(value)), "[]")}
 	check := func(how, out string) {
 		t.Helper()
 		for _, l := range leaks {
