@@ -273,7 +273,7 @@ func writeFile(path, server string, k *keys, first bool) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // gone already after a rename, which is fine
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone already after a rename, which is fine
 	_, err = tmp.Write(append(b, '\n'))
 	err = errors.Join(err, tmp.Sync(), tmp.Close())
 	if err != nil {

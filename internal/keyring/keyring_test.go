@@ -407,7 +407,7 @@ func TestNothingPrintsAKey(t *testing.T) {
 	for _, s := range secrets {
 		b := s.Expose()
 		for _, form := range []string{string(b), hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)),
-			base64.StdEncoding.EncodeToString(b), strings.Trim(fmt.Sprint(b), "[]")} {
+			base64.StdEncoding.EncodeToString(b), strings.Trim(fmt.Sprintf("%d", b), "[]")} {
 			if strings.Contains(out.String(), form) {
 				t.Errorf("a key is printed as %.20s...", form)
 			}

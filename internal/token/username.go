@@ -26,7 +26,7 @@ const MaxUsername = 508
 // the other.
 const credentialLabel = "wicgate turn credential"
 
-// ErrUsername: the USERNAME begins as a token's, but is none.
+// ErrUsername means that a USERNAME begins as a token's, but is none.
 var ErrUsername = errors.New("token: malformed USERNAME")
 
 // AppendUsername appends the USERNAME that carries tok. kid is what the keyring gave for sealing.
