@@ -90,6 +90,7 @@ func TestCallBothWays(t *testing.T) {
 			l.want(iq.Connected, "s1")
 			b.up()
 			bothWays(t, b, local, core)
+			eventually(t, "all is counted", func() bool { return l.Stats().AccessTx.Packets == 21 })
 			st := l.Stats()
 			r := l.release("s1", 9).Streams[0]
 			if r.Profile != tc.want {

@@ -3,6 +3,7 @@ package imsagw
 import (
 	"context"
 	"net/netip"
+	"strconv"
 
 	"github.com/pion/webrtc/v4"
 
@@ -14,6 +15,8 @@ type d = webrtc.SessionDescription
 const answer = webrtc.SDPTypeAnswer
 
 func mustAddr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+func itoa(n uint16) string { return strconv.Itoa(int(n)) }
 
 func prefixes(s ...string) (p []netip.Prefix) {
 	for _, one := range s {
