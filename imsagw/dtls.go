@@ -2,7 +2,6 @@ package imsagw
 
 import (
 	"context"
-	cryptopkg "crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -52,7 +51,7 @@ func newCertificate() (tls.Certificate, iq.Fingerprint, error) {
 	}
 	sum := sha256.Sum256(der)
 	hex := strings.ReplaceAll(fmt.Sprintf("% X", sum[:]), " ", ":")
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: cryptopkg.PrivateKey(key)}, iq.Fingerprint{Hash: "sha-256", Value: hex}, nil
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, iq.Fingerprint{Hash: "sha-256", Value: hex}, nil
 }
 
 var errFingerprint = errors.New("the browser's certificate is not the one that its SDP names")
@@ -177,13 +176,13 @@ func (st *stream) install(conn *dtls.Conn) (dtlsCause, error) {
 	if err := cfg.ExtractSessionKeysFromDTLS(&state, false); err != nil {
 		return dtlsHandshake, err
 	}
-	c, err := newCrypto(cfg.Profile, cfg.Keys)
+	c, err := newKeys(cfg.Profile, cfg.Keys)
 	if err != nil {
 		return dtlsHandshake, err
 	}
 	name := cfg.Profile.String()
 	st.profile.Store(&name)
-	st.crypto.Store(c)
+	st.keys.Store(c)
 
 	// Keys may come before the pair, on a validated address that is not nominated yet.
 	for st.selected.Load() == nil {

@@ -21,6 +21,7 @@ type handPeer struct {
 	t          *testing.T
 	ufrag, pwd string
 	gw         iq.AccessLocal
+	role       stun.AttrType // of its checks
 	stop       chan struct{}
 	wg         sync.WaitGroup
 	mu         sync.Mutex // guards the following fields
@@ -29,7 +30,7 @@ type handPeer struct {
 }
 
 func newHandPeer(t *testing.T) *handPeer {
-	p := &handPeer{t: t, ufrag: "peer", pwd: "peerpeerpeerpeerpeerpeer", stop: make(chan struct{})}
+	p := &handPeer{t: t, ufrag: "peer", pwd: "peerpeerpeerpeerpeerpeer", role: stun.AttrICEControlling, stop: make(chan struct{})}
 	t.Cleanup(func() { close(p.stop); p.wg.Wait() })
 	return p
 }
@@ -97,7 +98,7 @@ func (p *handPeer) socket(ip string) (*net.UDPConn, chan *stun.Message) {
 	return conn, answers
 }
 
-// check sends a Binding request of a controlling browser to the gateway.
+// check sends a Binding request to the gateway.
 func (p *handPeer) check(conn *net.UDPConn, pwd string, priority uint32, nominate bool) [stun.TransactionIDSize]byte {
 	p.t.Helper()
 	be := func(v uint64, n int) []byte {
@@ -108,7 +109,7 @@ func (p *handPeer) check(conn *net.UDPConn, pwd string, priority uint32, nominat
 		return b
 	}
 	s := []stun.Setter{stun.BindingRequest, stun.TransactionID, stun.NewUsername(p.gw.Ufrag + ":" + p.ufrag),
-		stun.RawAttribute{Type: stun.AttrICEControlling, Value: be(1<<60, 8)}, stun.RawAttribute{Type: stun.AttrPriority, Value: be(uint64(priority), 4)}}
+		stun.RawAttribute{Type: p.role, Value: be(1<<60, 8)}, stun.RawAttribute{Type: stun.AttrPriority, Value: be(uint64(priority), 4)}}
 	if nominate {
 		s = append(s, stun.RawAttribute{Type: stun.AttrUseCandidate})
 	}
@@ -227,8 +228,8 @@ func TestSTUNScreen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer closeAll([]*net.UDPConn{c}) // later: its port must not come again
 		p.check(c, gw.Pwd, 1, false)
-		closeAll([]*net.UDPConn{c})
 	}
 	eventually(t, "sources are bounded", func() bool { return l.Stats().Drops["sources"] >= 11 })
 }
@@ -241,7 +242,7 @@ func TestEarlyChecks(t *testing.T) {
 	p.gw = l.set(iq.Set{Ref: iq.Ref{Session: "s1", Seq: 1}, Offerer: true, Streams: []iq.Stream{{Media: "audio"}}}).Streams[0].Access
 	conn, answers := p.socket("127.0.0.1")
 	st := l.of("s1")
-	// Of a controlled agent, for once; a role conflict is repaired by the gateway's agent.
+	p.role = stun.AttrICEControlled
 	p.check(conn, p.gw.Pwd, 1<<30, false)
 	time.Sleep(20 * time.Millisecond)
 	if st.selected.Load() != nil {
@@ -249,7 +250,10 @@ func TestEarlyChecks(t *testing.T) {
 	}
 	l.set(iq.Set{Ref: iq.Ref{Session: "s1", Seq: 2}, Offerer: true, Streams: []iq.Stream{{Media: "audio", Access: p.remote()}}})
 	select {
-	case <-answers: // success, or a role conflict: the early check was kept and read
+	case m := <-answers: // the early check was kept
+		if m.Type != stun.BindingSuccess {
+			t.Errorf("answer %v", m)
+		}
 	case <-time.After(5 * time.Second):
 		t.Fatal("the early check is not answered")
 	}
@@ -327,7 +331,7 @@ func TestGarbageOnEverySocket(t *testing.T) {
 			if _, err := stranger.WriteToUDPAddrPort(junk, to); err != nil {
 				t.Fatal(err)
 			}
-			if to != local.Access.Default {
+			if to != local.Access.Default && i%10 == 0 {
 				if _, err := core.rtp.WriteToUDPAddrPort(junk, to); err != nil {
 					t.Fatal(err)
 				}
@@ -413,5 +417,39 @@ func TestReleaseAtAnyMoment(t *testing.T) {
 		if d := time.Since(began); d > iq.Deadline/2 {
 			t.Errorf("release after %v took %v", wait, d)
 		}
+	}
+}
+
+// TestHelloIsHeld until ICE validates its source, if that has proved itself; no longer, and not for others.
+func TestHelloIsHeld(t *testing.T) {
+	w := newWire(t, srtp.ProtectionProfileAeadAes256Gcm)
+	early, stranger := mustAddr("127.0.0.3:5000"), mustAddr("127.0.0.4:5000")
+	w.known[early] = struct{}{}
+	w.fromAccess([]byte{22, 1}, stranger)
+	for i := range 2 * maxHeld {
+		w.fromAccess([]byte{22, byte(i)}, early)
+	}
+	if n := len(w.dtlsQueue.in); n != 0 || w.hello.Load() != nil {
+		t.Fatalf("%d packets reach DTLS before their source is validated", n)
+	}
+	w.validate(stranger) // of another address
+	if n := len(w.dtlsQueue.in); n != 0 {
+		t.Fatalf("%d packets reach DTLS", n)
+	}
+	w.validate(early)
+	if n := len(w.dtlsQueue.in); n != maxHeld || *w.hello.Load() != early || len(w.held) != 0 {
+		t.Errorf("%d packets reach DTLS, %d held", n, len(w.held))
+	}
+	if d := w.count.drops[dropForeign].Load(); d != 1+maxHeld {
+		t.Errorf("%d dropped", d)
+	}
+	// The validated addresses are bounded, and the nominated one stays.
+	nominated := *w.selected.Load()
+	w.validate(nominated)
+	for i := range uint16(3 * maxValid) {
+		w.validate(netip.AddrPortFrom(early.Addr(), 6000+i))
+	}
+	if n := len(*w.valid.Load()); n != maxValid || !w.isValid(nominated) {
+		t.Errorf("%d validated addresses kept", n)
 	}
 }

@@ -21,9 +21,9 @@ const (
 	// hostPriority is that of the one host candidate of component 1, RFC 8445 §5.1.2.1.
 	hostPriority = 126<<24 | 65535<<8 | 255
 	// checkInterval is how often the agent tries its pairs while it has none.
-	checkInterval = 100 * time.Millisecond
+	checkInterval = 50 * time.Millisecond
 	// maxRequests lets a pair be tried until the deadline for ICE; the default gives it up after 7.
-	maxRequests = 300
+	maxRequests = 600
 )
 
 // newAgent makes the ICE agent of a stream. It gets its one candidate, the access socket, by hand:

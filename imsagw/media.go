@@ -18,8 +18,8 @@ const (
 	rtpHeader, rtcpHeader = 12, 8
 )
 
-// crypto is a stream's SRTP state. Each part belongs to one reader, so that none needs a lock.
-type crypto struct {
+// keys is a stream's SRTP state. Each part belongs to one reader, so that none needs a lock.
+type keys struct {
 	in  inbound  // the access reader's
 	rtp outbound // the core RTP reader's
 	// rtcp has the same master key as rtp: SRTP and SRTCP keys are derived from it apart
@@ -46,8 +46,8 @@ type outboundRTCP struct {
 	sources sources
 }
 
-// newCrypto makes the contexts of the server's end.
-func newCrypto(profile srtp.ProtectionProfile, k srtp.SessionKeys) (*crypto, error) {
+// newKeys makes the contexts of the server's end.
+func newKeys(profile srtp.ProtectionProfile, k srtp.SessionKeys) (*keys, error) {
 	in, err := srtp.CreateContext(k.RemoteMasterKey, k.RemoteMasterSalt, profile,
 		srtp.SRTPReplayProtection(replayWindow), srtp.SRTCPReplayProtection(replayWindow))
 	if err != nil {
@@ -61,7 +61,7 @@ func newCrypto(profile srtp.ProtectionProfile, k srtp.SessionKeys) (*crypto, err
 	if err != nil {
 		return nil, err
 	}
-	return &crypto{
+	return &keys{
 		in:   inbound{ctx: in, rtp: sources{}, rtcp: sources{}},
 		rtp:  outbound{ctx: out, sent: sequences{}},
 		rtcp: outboundRTCP{ctx: outRTCP, sources: sources{}},
@@ -131,7 +131,7 @@ func isRTCP(b []byte) bool { return b[1] >= 192 && b[1] <= 223 }
 
 // fromSRTP takes an SRTP or SRTCP packet of the browser, decrypts it where it lies, and sends it to the core.
 func (st *stream) fromSRTP(b []byte, from netip.AddrPort) {
-	c := st.crypto.Load()
+	c := st.keys.Load()
 	switch {
 	case len(b) < rtcpHeader:
 		st.count.drop(dropMalformed)
@@ -203,7 +203,7 @@ func (st *stream) sendCore(conn *net.UDPConn, b []byte, to netip.AddrPort) {
 
 // ready finds what a packet of the core needs to go on, or drops it. from must have the address, not the
 // port, that was signalled: some senders use another port than they receive on (RFC 4961 §2).
-func (st *stream) ready(signalled, from netip.AddrPort) (c *crypto, to netip.AddrPort, ok bool) {
+func (st *stream) ready(signalled, from netip.AddrPort) (c *keys, to netip.AddrPort, ok bool) {
 	if !signalled.IsValid() {
 		st.count.drop(dropNoRemote)
 		return nil, to, false
@@ -212,7 +212,7 @@ func (st *stream) ready(signalled, from netip.AddrPort) (c *crypto, to netip.Add
 		st.count.drop(dropForeign)
 		return nil, to, false
 	}
-	c = st.crypto.Load()
+	c = st.keys.Load()
 	selected := st.selected.Load()
 	switch {
 	case c == nil || selected == nil:
@@ -237,6 +237,11 @@ func (st *stream) fromCoreRTP(b []byte, from netip.AddrPort) {
 	}
 	c, to, ok := st.ready(signalled, from)
 	if !ok {
+		return
+	}
+	// Read before it counts as a source: what is no RTP must not use one up.
+	if _, err := c.rtp.header.Unmarshal(b); err != nil {
+		st.count.drop(dropMalformed)
 		return
 	}
 	if why, ok := c.rtp.sent.admit(binary.BigEndian.Uint32(b[8:]), binary.BigEndian.Uint16(b[2:])); !ok {

@@ -126,11 +126,11 @@ func newWire(t testing.TB, profile srtp.ProtectionProfile) *wire {
 		return b
 	}
 	k := srtp.SessionKeys{LocalMasterKey: part(keyLen, 1), LocalMasterSalt: part(saltLen, 2), RemoteMasterKey: part(keyLen, 3), RemoteMasterSalt: part(saltLen, 4)}
-	c, err := newCrypto(profile, k)
+	c, err := newKeys(profile, k)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.crypto.Store(c)
+	w.keys.Store(c)
 	to := addrOf(w.browser.rtp)
 	w.selected.Store(&to)
 	w.stream.core.Store(&iq.CoreRemote{RTP: addrOf(w.core.rtp), RTCP: addrOf(w.core.rtcp)})
@@ -271,7 +271,7 @@ func TestSRTPScreen(t *testing.T) {
 		binary.BigEndian.PutUint32(c[4:], 100+i)
 		w.fromCoreRTCP(room(c), coreControl)
 	}
-	if c := w.crypto.Load(); len(c.in.rtp) != maxSSRC || len(c.rtp.sent) != maxSSRC || len(c.rtcp.sources) != maxSSRC {
+	if c := w.keys.Load(); len(c.in.rtp) != maxSSRC || len(c.rtp.sent) != maxSSRC || len(c.rtcp.sources) != maxSSRC {
 		t.Errorf("%d, %d, %d sources kept", len(c.in.rtp), len(c.rtp.sent), len(c.rtcp.sources))
 	}
 	w.muted.Store(true)
@@ -292,7 +292,7 @@ func TestRolloverCounter(t *testing.T) {
 			continue // lost on the way
 		}
 		b := append(make([]byte, 0, maxPacket+maxTail), audio(t, 2, uint16(i))...)
-		c := w.crypto.Load()
+		c := w.keys.Load()
 		if _, ok := c.rtp.sent.admit(2, uint16(i)); !ok {
 			t.Fatalf("packet %d refused", i)
 		}

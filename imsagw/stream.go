@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pion/dtls/v3"
 	"github.com/pion/ice/v4"
@@ -22,6 +23,8 @@ const (
 	maxPacket = 2048
 	// maxTail is what SRTP or SRTCP may add: a tag of 16 bytes at most, an index of 4.
 	maxTail = 32
+	// maxHeld bounds the DTLS packets held for sources not yet validated; a hello is two.
+	maxHeld = 8
 	// maxValid bounds the addresses of the browser that ICE has validated.
 	maxValid = 16
 )
@@ -63,11 +66,12 @@ type stream struct {
 	selected atomic.Pointer[netip.AddrPort]   // the browser's address of the nominated pair
 	valid    atomic.Pointer[[]netip.AddrPort] // its validated addresses; the access reader replaces the slice
 	hello    atomic.Pointer[netip.AddrPort]   // where its last DTLS packet came from
-	crypto   atomic.Pointer[crypto]           // nil before DTLS has ended
+	keys     atomic.Pointer[keys]             // nil before DTLS has ended
 	dtls     atomic.Pointer[dtls.Conn]        // to close it
 	profile  atomic.Pointer[string]           // name of the SRTP profile
 	muted    atomic.Bool                      // consent is lost: nothing is sent, either way
 	known    map[netip.AddrPort]struct{}      // authenticated STUN sources; the access reader's own
+	held     []queued                         // the access reader's own
 	message  stunMessage                      // the access reader's own
 	pair     chan struct{}                    // holds one when selected is new; never closed
 	wake     chan struct{}                    // holds one when DTLS may begin; never closed
@@ -123,8 +127,12 @@ func (st *stream) read(conn *net.UDPConn, handle func(b []byte, from netip.AddrP
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
-		case err != nil:
-			continue // an ICMP error of an earlier packet; the socket is as good as before
+		case err != nil: // of an earlier packet, or of the interface; the socket is as good as before
+			select {
+			case <-st.ctx.Done():
+			case <-time.After(10 * time.Millisecond):
+			}
+			continue
 		case n > maxPacket:
 			st.count.drop(dropOversize)
 			continue
@@ -149,12 +157,23 @@ func (st *stream) fromAccess(b []byte, from netip.AddrPort) {
 	}
 }
 
-// fromDTLS hands a DTLS packet to the agent, if ICE has validated its source.
+// fromDTLS hands a DTLS packet to the agent, if ICE has validated its source. A browser says hello as soon
+// as its own check is answered, which may be a moment before ours is: from a source whose check was
+// authenticated the hello is held until then, else the browser would wait for its retransmission.
 func (st *stream) fromDTLS(b []byte, from netip.AddrPort) {
 	if !st.isValid(from) {
-		st.count.drop(dropForeign)
+		if _, ok := st.known[from]; !ok || len(st.held) >= maxHeld {
+			st.count.drop(dropForeign)
+			return
+		}
+		st.held = append(st.held, queued{append([]byte(nil), b...), from})
 		return
 	}
+	st.passDTLS(b, from)
+}
+
+// passDTLS hands a packet to the agent.
+func (st *stream) passDTLS(b []byte, from netip.AddrPort) {
 	if h := st.hello.Load(); h == nil || *h != from {
 		st.hello.Store(&from)
 	}
@@ -180,7 +199,8 @@ func (st *stream) isValid(a netip.AddrPort) bool {
 	return false
 }
 
-// validate adds an address to the validated ones. The oldest but the selected gives way.
+// validate adds an address to the validated ones, and passes on what DTLS it has sent before. The oldest but
+// the selected gives way.
 func (st *stream) validate(a netip.AddrPort) {
 	if st.isValid(a) {
 		return
@@ -199,6 +219,15 @@ func (st *stream) validate(a netip.AddrPort) {
 	}
 	next = append(next, a)
 	st.valid.Store(&next)
+	rest := st.held[:0]
+	for _, p := range st.held {
+		if p.from == a {
+			st.passDTLS(p.b, a)
+		} else {
+			rest = append(rest, p)
+		}
+	}
+	st.held = rest
 }
 
 // writeSTUN sends what the ICE agent writes. Requests are remembered, so that their answers count, and
