@@ -1,0 +1,443 @@
+// Package config reads wicgate.yaml. It is the one room that knows YAML: it checks the file,
+// names what is wrong by line and key, and holds each fact once.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+)
+
+// File is wicgate.yaml; what each key means stands there.
+type File struct {
+	Domain   string   `yaml:"domain"`
+	Log      Log      `yaml:"log"`
+	HTTPS    HTTPS    `yaml:"https"`
+	Bus      Bus      `yaml:"bus"`
+	TURN     TURN     `yaml:"turn"`
+	WAF      WAF      `yaml:"waf"`
+	EPCSCF   EPCSCF   `yaml:"epcscf"`
+	IMSAGW   IMSAGW   `yaml:"imsagw"`
+	DemoCore DemoCore `yaml:"democore"`
+}
+
+// Log is the section log.
+type Log struct {
+	Level  Level  `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+// HTTPS is the section https.
+type HTTPS struct {
+	Listen      AddrPort `yaml:"listen"`
+	URL         Origin   `yaml:"url"`
+	Certificate string   `yaml:"certificate"`
+	Key         string   `yaml:"key"`
+	CA          string   `yaml:"ca"`
+}
+
+// Bus is the section bus.
+type Bus struct {
+	URL      string `yaml:"url"`
+	NKey     string `yaml:"nkey"`
+	Replicas int    `yaml:"replicas"`
+}
+
+// TURN is the section turn.
+type TURN struct {
+	Name        string     `yaml:"name"`
+	Listen      []AddrPort `yaml:"listen"`
+	URLs        []string   `yaml:"urls"`
+	Keys        string     `yaml:"keys"`
+	Relay       Side       `yaml:"relay"`
+	Profile     string     `yaml:"profile"`
+	Open        []Range    `yaml:"open"`
+	Credentials string     `yaml:"credentials"`
+	GraceMax    Duration   `yaml:"grace_max"`
+	Quota       int        `yaml:"quota"`
+}
+
+// Side is an address with its range of ports.
+type Side struct {
+	Bind      Addr  `yaml:"bind"`
+	Advertise Addr  `yaml:"advertise"`
+	Ports     Ports `yaml:"ports"`
+}
+
+// Public is the address that others are told.
+func (s Side) Public() netip.Addr {
+	if s.Advertise.IsValid() {
+		return s.Advertise.Addr
+	}
+	return s.Bind.Addr
+}
+
+// WAF is the section waf.
+type WAF struct {
+	SIPTokenLife  Duration `yaml:"sip_token_life"`
+	TURNTokenLife Duration `yaml:"turn_token_life"`
+	SigningKey    string   `yaml:"signing_key"`
+}
+
+// EPCSCF is the section epcscf.
+type EPCSCF struct {
+	Name           string   `yaml:"name"`
+	Audience       string   `yaml:"audience"`
+	Listen         AddrPort `yaml:"listen"`
+	Core           AddrPort `yaml:"core"`
+	CorePeers      []Prefix `yaml:"core_peers"`
+	CoreTrusted    bool     `yaml:"core_trusted"`
+	VisitedNetwork string   `yaml:"visited_network"`
+}
+
+// IMSAGW is the section imsagw.
+type IMSAGW struct {
+	Name        string `yaml:"name"`
+	Access      Side   `yaml:"access"`
+	Core        Side   `yaml:"core"`
+	MaxSessions int    `yaml:"max_sessions"`
+}
+
+// DemoCore is the section democore.
+type DemoCore struct {
+	Listen AddrPort `yaml:"listen"`
+	Users  []string `yaml:"users"`
+}
+
+// Default is what holds where the file says nothing; wicgate.yaml says the same, by test.
+func Default() *File {
+	lo := netip.MustParseAddr("127.0.0.1")
+	on := func(port uint16) AddrPort { return AddrPort{netip.AddrPortFrom(lo, port)} }
+	side := func(first, last uint16) Side { return Side{Bind: Addr{lo}, Ports: Ports{first, last}} }
+	return &File{
+		Domain: "ims.test",
+		Log:    Log{Level: Level(slog.LevelInfo), Format: "text"},
+		HTTPS:  HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443")},
+		Bus:    Bus{Replicas: 1},
+		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, URLs: []string{"turn:127.0.0.1:3478?transport=udp"},
+			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32},
+		WAF: WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour)},
+		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
+			CorePeers: []Prefix{{netip.PrefixFrom(lo, 32)}}, CoreTrusted: true, VisitedNetwork: "webrtc.ims.test"},
+		IMSAGW:   IMSAGW{Name: "agw1", Access: side(40000, 40999), Core: side(41000, 41999), MaxSessions: 1000},
+		DemoCore: DemoCore{Listen: on(5080), Users: []string{"alice", "bob"}},
+	}
+}
+
+// maxSize bounds the file, in bytes.
+const maxSize = 1 << 20
+
+// Load reads a file over the defaults and checks it. name "" is the defaults alone.
+func Load(name string) (*File, error) {
+	f := Default()
+	if name == "" {
+		return f, f.check()
+	}
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if st.Size() > maxSize {
+		return nil, fmt.Errorf("configuration: %s has %d bytes, at most %d are read", name, st.Size(), maxSize)
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if err := f.parse(b); err != nil {
+		return nil, fmt.Errorf("configuration: %s:%w", filepath.Base(name), err)
+	}
+	if err := f.check(); err != nil {
+		return nil, fmt.Errorf("configuration: %s: %w", filepath.Base(name), err)
+	}
+	return f, nil
+}
+
+func (f *File) parse(b []byte) error {
+	if blank(b) { // the library would reset f for a document without a node
+		return nil
+	}
+	err := yaml.UnmarshalWithOptions(b, f, yaml.Strict())
+	if err == nil {
+		return nil
+	}
+	var placed interface {
+		error
+		GetToken() *token.Token
+		GetMessage() string
+	}
+	if !errors.As(err, &placed) || placed.GetToken() == nil {
+		return fmt.Errorf("1: %w", err)
+	}
+	line := placed.GetToken().Position.Line
+	text := placed.GetMessage()
+	if strings.HasPrefix(text, "unknown field") {
+		text += "; wicgate.yaml in the source has every key"
+	}
+	if lines := strings.Split(string(b), "\n"); line >= 1 && line <= len(lines) {
+		text += "\n  " + strings.TrimRight(lines[line-1], " \r")
+	}
+	return fmt.Errorf("%d: %s", line, text)
+}
+
+// blank says whether a file holds nothing but comments.
+func blank(b []byte) bool {
+	for line := range strings.Lines(string(b)) {
+		if l := strings.TrimSpace(line); l != "" && l[0] != '#' {
+			return false
+		}
+	}
+	return true
+}
+
+// invalid is a scalar that its type refused, with its place in the file.
+type invalid struct {
+	message string
+	token   *token.Token
+}
+
+func (e *invalid) Error() string          { return e.message }
+func (e *invalid) GetToken() *token.Token { return e.token }
+func (e *invalid) GetMessage() string     { return e.message }
+
+// scalar parses the text of a node, and on failure names key, place and wish.
+func scalar[T any](n ast.Node, into *T, wish string, parse func(string) (T, error)) error {
+	key := strings.TrimPrefix(n.GetPath(), "$.")
+	s, ok := n.(ast.ScalarNode)
+	if ok {
+		text := fmt.Sprint(s.GetValue())
+		if n.Type() != ast.StringType {
+			text = n.GetToken().Value // as written: 1h is not a number, but 12 is
+		}
+		v, err := parse(text)
+		if err == nil {
+			*into = v
+			return nil
+		}
+	}
+	return &invalid{fmt.Sprintf("%s: want %s, not %q", key, wish, n.String()), n.GetToken()}
+}
+
+// AddrPort is ip:port.
+type AddrPort struct{ netip.AddrPort }
+
+// UnmarshalYAML implements yaml.NodeUnmarshaler, as do the others below.
+func (a *AddrPort) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, &a.AddrPort, "ip:port such as 127.0.0.1:3478 or [::1]:3478", netip.ParseAddrPort)
+}
+
+// Addr is an IP address, or none.
+type Addr struct{ netip.Addr }
+
+// UnmarshalYAML reads an address; "" is none.
+func (a *Addr) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, &a.Addr, "an IP address", func(s string) (netip.Addr, error) {
+		if s == "" {
+			return netip.Addr{}, nil
+		}
+		return netip.ParseAddr(s)
+	})
+}
+
+// Prefix is an IP prefix.
+type Prefix struct{ netip.Prefix }
+
+// UnmarshalYAML reads a prefix; a bare address is itself alone.
+func (p *Prefix) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, &p.Prefix, "a prefix such as 192.0.2.0/24", parsePrefix)
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+// Ports is a range of ports, both included.
+type Ports struct{ First, Last uint16 }
+
+// UnmarshalYAML reads first-last.
+func (p *Ports) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, p, "ports first-last such as 40000-40999", parsePorts)
+}
+
+func parsePorts(s string) (p Ports, err error) {
+	a, b, ok := strings.Cut(s, "-")
+	if !ok {
+		return p, errors.New("no -")
+	}
+	first, err1 := strconv.ParseUint(strings.TrimSpace(a), 10, 16)
+	last, err2 := strconv.ParseUint(strings.TrimSpace(b), 10, 16)
+	if err1 != nil || err2 != nil || first == 0 || first > last {
+		return p, errors.New("no range")
+	}
+	return Ports{uint16(first), uint16(last)}, nil
+}
+
+// Range is a prefix with a range of ports.
+type Range struct {
+	Prefix netip.Prefix
+	Ports  Ports
+}
+
+// UnmarshalYAML reads "prefix first-last".
+func (r *Range) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, r, `"prefix first-last" such as "192.0.2.0/24 40000-40999"`, func(s string) (Range, error) {
+		a, b, _ := strings.Cut(s, " ")
+		prefix, err := parsePrefix(a)
+		if err != nil {
+			return Range{}, err
+		}
+		ports, err := parsePorts(b)
+		return Range{prefix, ports}, err
+	})
+}
+
+// Duration is a time span of at least zero.
+type Duration time.Duration
+
+// UnmarshalYAML reads a number with its unit.
+func (d *Duration) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, d, "a duration with its unit such as 90s or 12h", func(s string) (Duration, error) {
+		v, err := time.ParseDuration(s)
+		if err == nil && v < 0 {
+			err = errors.New("negative")
+		}
+		return Duration(v), err
+	})
+}
+
+// Level is a level of log/slog.
+type Level slog.Level
+
+// UnmarshalYAML reads the level's name.
+func (l *Level) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, l, "debug, info, warn or error", func(s string) (Level, error) {
+		i := slices.Index([]string{"debug", "info", "warn", "error"}, s)
+		if i < 0 {
+			return 0, errors.New("no level")
+		}
+		return Level([]slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}[i]), nil
+	})
+}
+
+// Origin is an https origin, scheme://host[:port] and nothing after.
+type Origin string
+
+// UnmarshalYAML reads the origin.
+func (o *Origin) UnmarshalYAML(n ast.Node) error {
+	return scalar(n, o, "an https origin such as https://localhost:8443", func(s string) (Origin, error) {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || s != "https://"+u.Host || u.Hostname() == "" || s != strings.ToLower(s) {
+			return "", errors.New("no origin")
+		}
+		return Origin(s), nil
+	})
+}
+
+// Host is the origin's name or address, without brackets or port.
+func (o Origin) Host() string {
+	u, err := url.Parse(string(o))
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// WebSocket is the same origin for WebSockets, with a path.
+func (o Origin) WebSocket(path string) string {
+	return "wss" + strings.TrimPrefix(string(o), "https") + path
+}
+
+// check refuses what contradicts itself or is dangerous.
+func (f *File) check() error {
+	tokenLife := func(key string, d Duration) error {
+		return when(d < Duration(3*time.Minute) || d > Duration(24*time.Hour), "%s: want 3m to 24h, not %v", key, time.Duration(d))
+	}
+	return errors.Join(
+		when(!isName(f.Domain, 253, ".-"), "domain: %q is not a domain name in lower case", f.Domain),
+		when(f.Log.Format != "text" && f.Log.Format != "json", "log.format: want text or json, not %q", f.Log.Format),
+		when((f.HTTPS.Certificate == "") != (f.HTTPS.Key == ""), "https: certificate and key go together"),
+		when(f.Bus.Replicas != 1 && f.Bus.Replicas != 3 && f.Bus.Replicas != 5, "bus.replicas: want 1, 3 or 5, not %d", f.Bus.Replicas),
+		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
+		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
+		when(!isName(f.TURN.Name, 127, ".-"), "turn.name: %q is not a name in lower case of at most 127 characters", f.TURN.Name),
+		when(len(f.TURN.Listen) == 0, "turn.listen: names no address"),
+		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
+		turnURLs(f.TURN.URLs),
+		when(f.TURN.Profile != "ims" && f.TURN.Profile != "general", "turn.profile: want ims or general, not %q", f.TURN.Profile),
+		when(!slices.Contains([]string{"session", "call-grace", "strict"}, f.TURN.Credentials), "turn.credentials: want session, call-grace or strict, not %q", f.TURN.Credentials),
+		when(f.TURN.Quota < 1 || f.TURN.Quota > 10000, "turn.quota: want 1 to 10000, not %d", f.TURN.Quota),
+		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
+		tokenLife("waf.sip_token_life", f.WAF.SIPTokenLife), tokenLife("waf.turn_token_life", f.WAF.TURNTokenLife),
+		when(!isName(f.EPCSCF.Name, 32, "-"), "epcscf.name: want a-z 0-9 -, at most 32, not %q", f.EPCSCF.Name),
+		when(!isName(f.IMSAGW.Name, 32, "-"), "imsagw.name: want a-z 0-9 -, at most 32, not %q", f.IMSAGW.Name),
+		when(f.EPCSCF.Audience == "", "epcscf.audience: must not be empty"),
+		when(!isName(f.EPCSCF.VisitedNetwork, 253, ".-"), "epcscf.visited_network: %q is not a name in lower case", f.EPCSCF.VisitedNetwork),
+		when(len(f.EPCSCF.CorePeers) == 0, "epcscf.core_peers: nobody may send requests; name the core's addresses"),
+		when(f.IMSAGW.MaxSessions < 1 || f.IMSAGW.MaxSessions > 100000, "imsagw.max_sessions: want 1 to 100000, not %d", f.IMSAGW.MaxSessions),
+		when(!f.DemoCore.Listen.Addr().IsLoopback(), "democore.listen: %v is not loopback; democore authenticates nobody, so it serves this machine alone", f.DemoCore.Listen),
+		demoUsers(f.DemoCore.Users),
+	)
+}
+
+func (s Side) check(key string) error {
+	return errors.Join(
+		when(!s.Bind.IsValid(), "%s.bind: must not be empty", key),
+		when(s.Advertise.IsValid() && s.Advertise.Is4() != s.Bind.Is4(), "%s.advertise: %v and bind %v are of different families", key, s.Advertise, s.Bind),
+		when(s.Bind.IsUnspecified() && !s.Advertise.IsValid(), "%s.bind: %v needs advertise, the address that others are told", key, s.Bind),
+		when(s.Ports.First < 1024, "%s.ports: want ports from 1024 up, not %d", key, s.Ports.First),
+	)
+}
+
+func turnURLs(urls []string) error {
+	for _, u := range urls {
+		scheme, rest, _ := strings.Cut(u, ":")
+		if (scheme != "turn" && scheme != "turns") || rest == "" || len(u) > 255 || strings.ContainsAny(u, " \t\"\\") {
+			return fmt.Errorf("turn.urls: %q is not a TURN URI (RFC 7065) such as turn:turn.example.org:3478?transport=udp", u)
+		}
+	}
+	return nil
+}
+
+func demoUsers(users []string) error {
+	for i, u := range users {
+		if !isName(u, 32, ".-_") || slices.Contains(users[:i], u) {
+			return fmt.Errorf("democore.users: %q: want different names of a-z 0-9 . - _, at most 32 characters each", u)
+		}
+	}
+	return nil
+}
+
+// isName says whether s is made of a-z 0-9 and the characters in also, begins and ends with the former.
+func isName(s string, most int, also string) bool {
+	if s == "" || len(s) > most || strings.Contains(also, s[:1]) || strings.Contains(also, s[len(s)-1:]) {
+		return false
+	}
+	for _, c := range s {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && !strings.ContainsRune(also, c) {
+			return false
+		}
+	}
+	return true
+}
+
+func when(bad bool, format string, args ...any) error {
+	if bad {
+		return fmt.Errorf(format, args...)
+	}
+	return nil
+}

@@ -1,0 +1,175 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+const shipped = "../../wicgate.yaml"
+
+var compareFields = cmpopts.EquateComparable(AddrPort{}, Addr{}, Prefix{}, Range{})
+
+func TestShippedFileEqualsDefaults(t *testing.T) {
+	got, err := Load(shipped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(Default(), got, compareFields); d != "" {
+		t.Errorf("wicgate.yaml differs from Default (-default +file):\n%s", d)
+	}
+}
+
+// Each key of the struct must stand in the file, with a comment of its own above it or above its section.
+func TestShippedFileExplainsEachKey(t *testing.T) {
+	b, err := os.ReadFile(shipped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(b), "\n")
+	var walk func(typ reflect.Type, path []string)
+	walk = func(typ reflect.Type, path []string) {
+		for i := range typ.NumField() {
+			key := append(path[:len(path):len(path)], typ.Field(i).Tag.Get("yaml"))
+			at := find(lines, key)
+			if at < 0 {
+				t.Errorf("wicgate.yaml lacks %s", strings.Join(key, "."))
+				continue
+			}
+			section := typ.Field(i).Type.Kind() == reflect.Struct && typ.Field(i).Type.Field(0).Tag.Get("yaml") != ""
+			if section {
+				walk(typ.Field(i).Type, key)
+				continue
+			}
+			// A key without its own comment follows one that speaks for both, directly above.
+			above := at - 1
+			for above > 0 && lines[above] != "" && !strings.HasPrefix(strings.TrimSpace(lines[above]), "#") && at-above < 2 {
+				above--
+			}
+			if !strings.HasPrefix(strings.TrimSpace(lines[above]), "#") && len(path) < 2 && !explainedBySection(lines, key) {
+				t.Errorf("wicgate.yaml does not explain %s", strings.Join(key, "."))
+			}
+		}
+	}
+	walk(reflect.TypeFor[File](), nil)
+}
+
+// explainedBySection: the first key of a section may be what the comment above the section speaks of.
+func explainedBySection(lines []string, key []string) bool {
+	at := find(lines, key[:len(key)-1])
+	return at > 0 && strings.HasPrefix(lines[at-1], "#") && find(lines, key) == at+1
+}
+
+// find returns the index of the line of a nested key, by indentation.
+func find(lines []string, key []string) int {
+	depth := 0
+	for i, l := range lines {
+		if depth > 0 && l != "" && !strings.HasPrefix(l, strings.Repeat("  ", depth)) && !strings.HasPrefix(strings.TrimSpace(l), "#") {
+			return -1
+		}
+		if strings.HasPrefix(l, strings.Repeat("  ", depth)+key[depth]+":") {
+			if depth++; depth == len(key) {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+func TestRefusals(t *testing.T) {
+	for _, c := range []struct{ name, file, want string }{
+		{"unknown key", "turn:\n  naem: x\n", "2: unknown field \"naem\"; wicgate.yaml in the source has every key\n    naem: x"},
+		{"key twice", "domain: a\ndomain: b\n", "2: mapping key \"domain\" already defined"},
+		{"no yaml", "domain: {", "1: could not find flow mapping end token"},
+		{"list for section", "turn: []\n", "1: sequence was used where mapping is expected"},
+		{"address", "https:\n  listen: localhost:8443\n", "2: https.listen: want ip:port such as 127.0.0.1:3478 or [::1]:3478, not \"localhost:8443\""},
+		{"port", "https:\n  listen: 127.0.0.1:99999\n", "2: https.listen: want ip:port"},
+		{"address in list", "turn:\n  listen:\n    - 127.0.0.1:1\n    - nonsense\n", "4: turn.listen[1]: want ip:port"},
+		{"url with path", "https:\n  url: https://localhost/x\n", "2: https.url: want an https origin"},
+		{"http", "https:\n  url: http://localhost\n", "2: https.url: want an https origin"},
+		{"duration without unit", "turn:\n  grace_max: 12\n", "2: turn.grace_max: want a duration with its unit"},
+		{"negative duration", "turn:\n  grace_max: -1s\n", "2: turn.grace_max: want a duration"},
+		{"ports", "imsagw:\n  core: {ports: 5-4}\n", "2: imsagw.core.ports: want ports first-last"},
+		{"level", "log: {level: loud}\n", "1: log.level: want debug, info, warn or error"},
+		{"range", "turn:\n  open: [10.0.0.0/8]\n", "2: turn.open[0]: want \"prefix first-last\""},
+		{"number for text", "turn:\n  quota: many\n", "2: cannot unmarshal string"},
+
+		{"format", "log: {format: xml}\n", "log.format: want text or json, not \"xml\""},
+		{"certificate without key", "https: {certificate: a.pem}\n", "https: certificate and key go together"},
+		{"replicas", "bus: {url: 'nats://x', replicas: 2}\n", "bus.replicas: want 1, 3 or 5, not 2"},
+		{"replicas embedded", "bus: {replicas: 3}\n", "bus.replicas: 3 servers need bus.url"},
+		{"profile", "turn: {profile: open}\n", "turn.profile: want ims or general"},
+		{"credentials", "turn: {credentials: never}\n", "turn.credentials: want session, call-grace or strict"},
+		{"quota", "turn: {quota: 0}\n", "turn.quota: want 1 to 10000, not 0"},
+		{"turn url", "turn: {urls: ['https://x']}\n", "turn.urls: \"https://x\" is not a TURN URI"},
+		{"no turn url", "turn: {urls: []}\n", "turn.urls: browsers need at least one"},
+		{"low relay port", "turn: {relay: {ports: 80-90}}\n", "turn.relay.ports: want ports from 1024 up, not 80"},
+		{"unspecified", "turn: {relay: {bind: 0.0.0.0}}\n", "turn.relay.bind: 0.0.0.0 needs advertise"},
+		{"families", "turn: {relay: {advertise: '::1'}}\n", "of different families"},
+		{"short token", "waf: {sip_token_life: 1m}\n", "waf.sip_token_life: want 3m to 24h, not 1m0s"},
+		{"name", "epcscf: {name: Edge}\n", "epcscf.name: want a-z 0-9 -"},
+		{"no peers", "epcscf: {core_peers: []}\n", "epcscf.core_peers: nobody may send requests"},
+		{"public democore", "democore: {listen: '192.0.2.1:5080'}\n", "democore.listen: 192.0.2.1:5080 is not loopback"},
+		{"user twice", "democore: {users: [a, a]}\n", "democore.users: \"a\""},
+		{"domain", "domain: Ims.Test\n", "domain: \"Ims.Test\" is not a domain name in lower case"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			name := filepath.Join(t.TempDir(), "wicgate.yaml")
+			if err := os.WriteFile(name, []byte(c.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Load(name)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("Load = %v\nwant     %s", err, c.want)
+			}
+		})
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("missing file: %v", err)
+	}
+}
+
+func TestFileOverDefaults(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "wicgate.yaml")
+	for file, change := range map[string]func(*File){
+		"":                                     func(*File) {},
+		"# nothing\n":                          func(*File) {},
+		"domain: example.org\n":                func(f *File) { f.Domain = "example.org" },
+		"log:\n":                               func(*File) {},
+		"turn:\n  relay: {ports: 5000-5001}\n": func(f *File) { f.TURN.Relay.Ports = Ports{5000, 5001} },
+	} {
+		if err := os.WriteFile(name, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want := Default()
+		change(want)
+		got, err := Load(name)
+		if err != nil {
+			t.Errorf("%q: %v", file, err)
+			continue
+		}
+		if d := cmp.Diff(want, got, compareFields); d != "" {
+			t.Errorf("%q (-want +got):\n%s", file, d)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	b, err := os.ReadFile(shipped)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte("turn: {listen: [1.2.3.4:5], open: ['::/0 1-2']}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c := Default()
+		if c.parse(b) == nil {
+			_ = c.check() // either answer is right; a panic is not
+		}
+	})
+}

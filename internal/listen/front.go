@@ -1,0 +1,82 @@
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+const (
+	drainTime   = 5 * time.Second
+	headerTime  = 10 * time.Second
+	requestTime = 30 * time.Second
+	idleTime    = 2 * time.Minute
+	headerSize  = 16 << 10
+)
+
+// Front is the HTTPS origin that roles share.
+type Front struct {
+	srv *http.Server
+	l   net.Listener
+}
+
+// NewFront opens the port. cert is a GetCertificate of [CA] or [Files].
+func NewFront(key string, addr netip.AddrPort, cert func(*tls.ClientHelloInfo) (*tls.Certificate, error), h http.Handler, log *slog.Logger) (*Front, error) {
+	l, err := TCP(key, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &Front{l: l, srv: &http.Server{
+		Handler:           h,
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert},
+		ReadHeaderTimeout: headerTime, ReadTimeout: requestTime, WriteTimeout: requestTime, IdleTimeout: idleTime,
+		MaxHeaderBytes: headerSize,
+		ErrorLog:       slog.NewLogLogger(handshakes{log.Handler()}, slog.LevelWarn),
+	}}, nil
+}
+
+// Addr is the address that the front listens on.
+func (f *Front) Addr() netip.AddrPort { return f.l.Addr().(*net.TCPAddr).AddrPort() }
+
+// Serve runs until ctx ends, then lets requests under way finish for up to 5 s. Connections that
+// a handler has hijacked, WebSockets, are that handler's to end.
+func (f *Front) Serve(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- f.srv.ServeTLS(f.l, "", "") }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("listen: HTTPS on %v: %w", f.Addr(), err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	err := f.srv.Shutdown(grace)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = f.srv.Close()
+	}
+	if served := <-done; err == nil && !errors.Is(served, http.ErrServerClosed) {
+		err = served
+	}
+	return err
+}
+
+// handshakes lowers the level of what a stranger can cause by connecting: one log line at debug
+// level per failed TLS handshake, no more.
+type handshakes struct{ slog.Handler }
+
+func (h handshakes) Handle(ctx context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "TLS handshake error") {
+		r.Level = slog.LevelDebug
+		if !h.Enabled(ctx, r.Level) {
+			return nil
+		}
+	}
+	return h.Handler.Handle(ctx, r)
+}
