@@ -440,7 +440,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"no advertise": {Config{Name: "agw1", Bus: nopBus{}, Access: side, Core: Side{Bind: mustAddr("0.0.0.0:0").Addr()}}, "imsagw.core.advertise"},
 		"multicast":    {Config{Name: "agw1", Bus: nopBus{}, Access: Side{Bind: mustAddr("224.0.0.1:0").Addr()}, Core: side}, "unicast"},
 		"families":     {Config{Name: "agw1", Bus: nopBus{}, Access: Side{Bind: loopback, Advertise: mustAddr("[2001:db8::1]:0").Addr()}, Core: side}, "two families"},
-		"range":        {Config{Name: "agw1", Bus: nopBus{}, Access: Side{Bind: loopback, MinPort: 5000, MaxPort: 4000}, Core: side}, "ports 5000 to 4000"},
+		"range":        {Config{Name: "agw1", Bus: nopBus{}, Access: Side{Bind: loopback, MinPort: 5000, MaxPort: 4000}, Core: side}, "imsagw.access.ports: 5000 to 4000"},
 		"one port":     {Config{Name: "agw1", Bus: nopBus{}, Access: side, Core: Side{Bind: loopback, MinPort: 5001, MaxPort: 5002}}, "room for 2"},
 		"not ours":     {Config{Name: "agw1", Bus: nopBus{}, Access: Side{Bind: mustAddr("192.0.2.1:0").Addr()}, Core: side}, "imsagw.access"},
 		"max sessions": {Config{Name: "agw1", Bus: nopBus{}, Access: side, Core: side, MaxSessions: -1}, "max_sessions"},

@@ -51,7 +51,7 @@ func newPortRange(key string, side Side, size int) (*portRange, error) {
 	}
 	r := &portRange{key: key, side: side, size: size, used: map[int]bool{}}
 	if side.MinPort == 0 || r.slots() < 1 {
-		return nil, fmt.Errorf("imsagw: %s: ports %d to %d: want room for %d, from 1 up", key, side.MinPort, side.MaxPort, size)
+		return nil, fmt.Errorf("imsagw: %s.ports: %d to %d: want room for %d, from 1 up", key, side.MinPort, side.MaxPort, size)
 	}
 	r.next = rand.IntN(r.slots())
 	return r, nil
@@ -89,7 +89,7 @@ func (r *portRange) open() ([]*net.UDPConn, error) {
 		r.next = (slot + 1) % n
 		return conns, nil
 	}
-	return nil, fmt.Errorf("%w: all %d places of %s (ports %d to %d) are in use", iq.ErrCapacity, n, r.key, r.side.MinPort, r.side.MaxPort)
+	return nil, fmt.Errorf("%w: all %d places of %s.ports (%d to %d) are in use", iq.ErrCapacity, n, r.key, r.side.MinPort, r.side.MaxPort)
 }
 
 // openAny lends free ports that the kernel picks; a pair may take a few tries.

@@ -129,7 +129,7 @@ func (g *Gateway) checkCore(c iq.CoreRemote) error {
 			return fmt.Errorf("%w: core %s address cannot be reached from imsagw.core (%v)", iq.ErrInvalid, a.what, g.core.side.Bind)
 		}
 		if !a.ip {
-			return fmt.Errorf("%w: core %s address is none of imsagw.core_peers", iq.ErrInvalid, a.what)
+			return fmt.Errorf("%w: core %s address is none of the peers allowed", iq.ErrInvalid, a.what)
 		}
 	}
 	return nil
