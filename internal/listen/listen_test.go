@@ -31,7 +31,7 @@ func TestTakenPortNamesPortKeyAndRemedy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer u.Close()
+	defer u.Close() //nolint:errcheck // the test is over
 	l, err := TCP("https.listen", loopback)
 	if err != nil {
 		t.Fatal(err)

@@ -45,7 +45,7 @@ func Main(m *testing.M) {
 	}
 	// ip-netns keeps its namespaces in /run/netns, so the user namespace gets a /run of its own.
 	cmd := exec.Command("unshare", append([]string{"--user", "--map-root-user", "--net", "--mount", "--",
-		"sh", "-c", `mount -t tmpfs tmpfs /run && exec "$0" "$@"`}, os.Args...)...)
+		"sh", "-c", `mount -t tmpfs tmpfs /run && ip link set lo up && exec "$0" "$@"`}, os.Args...)...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err := cmd.Run()
@@ -64,6 +64,16 @@ func Main(m *testing.M) {
 type Host struct {
 	t    testing.TB
 	Name string
+}
+
+// Lone makes a host with loopback and nothing else: every port is free on it.
+func Lone(t testing.TB) *Host {
+	t.Helper()
+	h := &Host{t, fmt.Sprintf("lone%d", os.Getpid())}
+	do(t, "ip", "netns", "add", h.Name)
+	t.Cleanup(func() { do(t, "ip", "netns", "del", h.Name) })
+	do(t, "ip", "-n", h.Name, "link", "set", "lo", "up")
+	return h
 }
 
 // Pair makes the two hosts of the picture; the test's end removes them.
@@ -217,6 +227,8 @@ func TryStart(t testing.TB, h *Host, data string, args ...string) (*Process, err
 
 type writer func([]byte)
 
+var _ io.Writer = writer(nil)
+
 func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
 
 func tail(s string, lines int) string {
@@ -299,6 +311,21 @@ func (p *Process) Stats() map[string]any {
 	return v
 }
 
+// DataFolder is a folder with a short name: a Unix socket's path may not be long.
+func DataFolder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "wg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // Count is one number of Stats, by role and path, such as Count("turn", "Allocations").
 func (p *Process) Count(path ...string) float64 {
 	p.t.Helper()
@@ -346,5 +373,3 @@ func Eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 		}
 	}
 }
-
-var _ io.Writer = writer(nil)

@@ -1,0 +1,99 @@
+# make run     build and start all roles on loopback
+# make test    install what is missing, then every check and every test
+# make check   the gates alone: format, lint, vet, walls, web/dist, race detector
+# make web     rebuild the page into web/dist (needs Node)
+# make fuzz    every fuzz target for FUZZTIME each (default 1m)
+# make clean   remove what was built
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GOLANGCI := v2.15.0
+FUZZTIME ?= 1m
+VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+STEP      = @printf '\n== %s\n'
+
+.PHONY: help
+help:
+	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
+
+.PHONY: build
+build: bin/wicgate
+
+.PHONY: bin/wicgate
+bin/wicgate:
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/wicgate ./cmd/wicgate
+
+.PHONY: run
+run: build
+	@exec bin/wicgate run
+
+# ---- gates
+
+.PHONY: check
+check: tools format vet lint walls page race
+	$(STEP) "all gates passed"
+
+.PHONY: tools
+tools: bin/tools/golangci-lint-$(GOLANGCI)
+bin/tools/golangci-lint-$(GOLANGCI):
+	$(STEP) "install golangci-lint $(GOLANGCI) into bin/tools (once; some minutes)"
+	GOBIN=$(CURDIR)/bin/tools go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv bin/tools/golangci-lint $@
+
+.PHONY: format
+format:
+	$(STEP) "format: gofmt"
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt-ed: $$bad"; exit 1; }
+
+.PHONY: vet
+vet:
+	$(STEP) "vet"
+	go vet ./...
+
+.PHONY: lint
+lint: tools
+	$(STEP) "lint"
+	bin/tools/golangci-lint-$(GOLANGCI) run ./...
+
+.PHONY: walls
+walls:
+	$(STEP) "walls: who may import whom"
+	go test -count=1 .
+
+.PHONY: page
+page:
+	$(STEP) "page: web/dist is what web/ builds"
+	web/check.sh
+
+.PHONY: race
+race:
+	$(STEP) "race detector"
+	go test -race -timeout 10m $$(go list ./... | grep -v '/test/')
+
+# ---- tests
+
+.PHONY: test
+test: setup check
+	$(STEP) "tests"
+	@rm -f bin/figures.txt
+	WICGATE_FIGURES=$(CURDIR)/bin/figures.txt go test -count=1 -timeout 15m ./...
+	$(STEP) "figures of this run"
+	@cat bin/figures.txt
+
+.PHONY: setup
+setup:
+	@test/setup.sh
+
+.PHONY: fuzz
+fuzz:
+	@test/fuzz.sh $(FUZZTIME)
+
+.PHONY: web
+web:
+	web/build.sh
+
+.PHONY: clean
+clean:
+	rm -rf bin

@@ -1,0 +1,401 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"wicgate/democore"
+	"wicgate/epcscf"
+	"wicgate/imsagw"
+	"wicgate/internal/admin"
+	"wicgate/internal/config"
+	"wicgate/internal/iq"
+	"wicgate/internal/keyring"
+	"wicgate/internal/life"
+	"wicgate/internal/listen"
+	"wicgate/internal/peerpolicy"
+	"wicgate/internal/secret"
+	"wicgate/internal/store"
+	"wicgate/turn"
+	"wicgate/waf"
+	"wicgate/wwsf"
+)
+
+const sipPath = "/sip"
+
+type runCmd struct {
+	Roles  []string `arg:"" optional:"" enum:"turn,waf,wwsf,epcscf,imsagw,democore" help:"turn, waf, wwsf, epcscf, imsagw, democore. Default: all." placeholder:"ROLE"`
+	Config string   `help:"Configuration file; wicgate.yaml in the source explains every key. Default: none, all roles on loopback." type:"existingfile" placeholder:"FILE"`
+	Data   string   `help:"Folder for keys, the development CA and state. Made if it is not there." default:"wicgate-data" type:"path" placeholder:"DIR"`
+}
+
+// Run implements the command run.
+func (c *runCmd) Run(out io.Writer) error {
+	file, err := config.Load(c.Config)
+	if err != nil {
+		return err
+	}
+	ctx, stop := untilSignal()
+	defer stop()
+	lock, err := lockData(c.Data)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+
+	h := &house{file: file, data: c.Data, roles: c.Roles, log: newLog(file.Log), stats: map[string]func() any{}}
+	if len(h.roles) == 0 {
+		h.roles = []string{"turn", "waf", "wwsf", "epcscf", "imsagw", "democore"}
+	}
+	defer h.close()
+	if err := h.build(); err != nil {
+		return err
+	}
+	h.greet(out, time.Since(started))
+	err = life.Run(ctx, h.log, h.parts...)
+	if err == nil {
+		fmt.Fprintln(out, "wicgate has drained and ended.")
+	}
+	return err
+}
+
+func newLog(l config.Log) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: slog.Level(l.Level)}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+}
+
+// house is what runs in this process: the roles, and what joins them.
+type house struct {
+	file  *config.File
+	data  string
+	roles []string
+	log   *slog.Logger
+
+	parts   []life.Part           // in the order of starting
+	stats   map[string]func() any // by role
+	closers []func()
+
+	bus    *store.NATS
+	rings  *keyring.Ring
+	ca     *listen.CA // nil where a certificate is configured
+	client *http.Client
+	users  []waf.User // demo users, where there are any
+}
+
+func (h *house) has(role string) bool { return slices.Contains(h.roles, role) }
+
+func (h *house) close() {
+	for _, c := range slices.Backward(h.closers) {
+		c()
+	}
+}
+
+// build makes the parts, each after those it needs. Sockets open here, so a taken port is told
+// before anything is served.
+func (h *house) build() error {
+	a, err := admin.New(h.data, func() map[string]any {
+		all := map[string]any{}
+		for role, stats := range h.stats {
+			all[role] = stats()
+		}
+		return all
+	})
+	if err != nil {
+		return err
+	}
+	h.parts = append(h.parts, life.Part{Name: "admin", Serve: a.Serve})
+
+	mux := http.NewServeMux()
+	front := false
+	for _, step := range []struct {
+		when  bool
+		build func(*http.ServeMux) error
+	}{
+		{h.has("waf") || h.has("epcscf") || h.has("imsagw"), h.openBus},
+		{h.has("waf") || h.has("turn"), h.openKeys},
+		{h.has("turn"), h.turn},
+		{h.has("imsagw"), h.imsagw},
+		{h.has("democore"), h.democore},
+		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return h.openTrust() }},
+		{h.has("waf"), h.waf},
+		{h.has("epcscf"), h.epcscf},
+		{h.has("wwsf"), h.wwsf},
+	} {
+		if step.when {
+			if err := step.build(mux); err != nil {
+				return err
+			}
+		}
+	}
+	if front {
+		return h.front(mux)
+	}
+	return nil
+}
+
+func (h *house) openBus(*http.ServeMux) (err error) {
+	b := h.file.Bus
+	if b.URL == "" {
+		h.bus, err = store.Embed(filepath.Join(h.data, "nats"), h.log)
+	} else {
+		h.bus, err = store.Connect(b.URL, b.NKey, b.Replicas)
+	}
+	if err == nil {
+		h.closers = append(h.closers, h.bus.Close)
+	}
+	return err
+}
+
+func (h *house) openKeys(*http.ServeMux) (err error) {
+	h.rings, err = keyring.OpenFile(h.path(h.file.TURN.Keys, "turn-keys.json"), h.file.TURN.Name)
+	return err
+}
+
+// path is a configured file, or its place in the data folder.
+func (h *house) path(configured, name string) string {
+	if configured != "" {
+		return configured
+	}
+	return filepath.Join(h.data, name)
+}
+
+// openTrust makes the development CA where no certificate is configured, and the client by which
+// roles call each other.
+func (h *house) openTrust() (err error) {
+	var pool *x509.CertPool // nil: the system's
+	c := h.file.HTTPS
+	if c.Certificate == "" {
+		hosts := []string{c.URL.Host()}
+		if a := c.Listen.Addr(); a.IsLoopback() {
+			hosts = append(hosts, "localhost", a.String())
+		} else if !a.IsUnspecified() {
+			hosts = append(hosts, a.String())
+		}
+		if h.ca, err = listen.DevelopmentCA(filepath.Join(h.data, "ca"), hosts); err != nil {
+			return err
+		}
+		pool = h.ca.Pool()
+	}
+	if c.CA != "" {
+		if pool, err = listen.PoolFile(c.CA); err != nil {
+			return err
+		}
+	}
+	h.client = &http.Client{
+		Timeout:   5 * time.Second,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, IdleConnTimeout: 30 * time.Second, ForceAttemptHTTP2: true},
+	}
+	h.closers = append(h.closers, h.client.CloseIdleConnections)
+	return nil
+}
+
+func (h *house) front(mux *http.ServeMux) error {
+	c := h.file.HTTPS
+	cert := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("no certificate") }
+	if h.ca != nil {
+		cert = h.ca.GetCertificate
+	} else {
+		files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) { h.log.Error("certificate not reloaded; the old one stays", "error", err) })
+		if err != nil {
+			return err
+		}
+		cert = files.GetCertificate
+	}
+	f, err := listen.NewFront("https.listen", c.Listen.AddrPort, cert, mux, h.log)
+	if err != nil {
+		return err
+	}
+	h.parts = append(h.parts, life.Part{Name: "https", Serve: f.Serve})
+	return nil
+}
+
+func (h *house) add(role string, serve func(context.Context) error, stats func() any) {
+	h.parts = append(h.parts, life.Part{Name: role, Serve: serve})
+	h.stats[role] = stats
+}
+
+func addrPorts(list []config.AddrPort) (out []netip.AddrPort) {
+	for _, a := range list {
+		out = append(out, a.AddrPort)
+	}
+	return out
+}
+
+func (h *house) turn(*http.ServeMux) error {
+	c := h.file.TURN
+	var open []peerpolicy.Range
+	if c.Profile == "ims" {
+		agw := h.file.IMSAGW.Access
+		open = append(open, peerpolicy.Range{Prefix: host(agw.Public()), MinPort: agw.Ports.First, MaxPort: agw.Ports.Last})
+	}
+	for _, r := range c.Open {
+		open = append(open, peerpolicy.Range{Prefix: r.Prefix, MinPort: r.Ports.First, MaxPort: r.Ports.Last})
+	}
+	peers := peerpolicy.IMS(open...)
+	if c.Profile == "general" {
+		peers = peerpolicy.General(open...)
+	}
+	s, err := turn.New(turn.Config{
+		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen),
+		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
+		Peers: peers, Keys: h.rings,
+		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
+		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
+	})
+	if err != nil {
+		return err
+	}
+	h.add("turn", s.Serve, func() any { return s.Stats() })
+	return nil
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func (h *house) imsagw(*http.ServeMux) error {
+	c := h.file.IMSAGW
+	side := func(s config.Side) imsagw.Side {
+		return imsagw.Side{Bind: s.Bind.Addr, Advertise: s.Public(), MinPort: s.Ports.First, MaxPort: s.Ports.Last}
+	}
+	g, err := imsagw.New(imsagw.Config{Log: h.log.With("role", "imsagw"), Name: c.Name, Access: side(c.Access), Core: side(c.Core), Bus: h.bus, MaxSessions: c.MaxSessions})
+	if err != nil {
+		return err
+	}
+	h.add("imsagw", g.Serve, func() any { return g.Stats() })
+	return nil
+}
+
+func (h *house) democore(*http.ServeMux) error {
+	c, err := democore.New(democore.Config{
+		Log: h.log.With("role", "democore"), Listen: h.file.DemoCore.Listen.AddrPort, Domain: h.file.Domain,
+		Edges: []netip.Prefix{host(h.file.EPCSCF.Listen.Addr())}, VisitedNetwork: h.file.EPCSCF.VisitedNetwork,
+	})
+	if err != nil {
+		return err
+	}
+	h.add("democore", c.Serve, func() any { return c.Stats() })
+	return nil
+}
+
+// demoUsers makes the users of democore, with passwords that exist in this process alone.
+func (h *house) demoUsers() {
+	for _, name := range h.file.DemoCore.Users {
+		h.users = append(h.users, waf.User{
+			Name: name, Display: strings.ToUpper(name[:1]) + name[1:], Password: password(),
+			IMPI: name + "@" + h.file.Domain, IMPU: []string{"sip:" + name + "@" + h.file.Domain},
+		})
+	}
+}
+
+// password is 60 random bits in three groups that a person can type.
+func password() secret.Bytes {
+	const letters = "abcdefghijkmnpqrstuvwxyz23456789" // 32, none easily taken for another
+	b := make([]byte, 12)
+	rand.Read(b)
+	var out []byte
+	for i, c := range b {
+		if i > 0 && i%4 == 0 {
+			out = append(out, '-')
+		}
+		out = append(out, letters[c%32])
+	}
+	return secret.New(out)
+}
+
+func (h *house) waf(mux *http.ServeMux) error {
+	if h.has("democore") {
+		h.demoUsers()
+	}
+	f := h.file
+	origin := string(f.HTTPS.URL)
+	w, err := waf.New(waf.Config{
+		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus,
+		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
+		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
+		Clients:        []waf.Client{{ID: "wic", Name: "wicgate portal", RedirectURIs: []string{origin + "/"}, Origins: []string{origin}}},
+		Users:          h.users, SIPTokenLife: time.Duration(f.WAF.SIPTokenLife), TURNTokenLife: time.Duration(f.WAF.TURNTokenLife),
+	})
+	if err != nil {
+		return err
+	}
+	mux.Handle("/oauth/", w.Handler())
+	mux.Handle("/.well-known/oauth-authorization-server", w.Handler())
+	h.add("waf", w.Serve, func() any { return w.Stats() })
+	return nil
+}
+
+func (h *house) epcscf(mux *http.ServeMux) error {
+	f, c := h.file, h.file.EPCSCF
+	log := h.log.With("role", "epcscf")
+	gateway, err := iq.NewClient(h.bus, f.IMSAGW.Name, c.Name, log)
+	if err != nil {
+		return err
+	}
+	var peers []netip.Prefix
+	for _, p := range c.CorePeers {
+		peers = append(peers, p.Prefix)
+	}
+	origin := string(f.HTTPS.URL)
+	e, err := epcscf.New(epcscf.Config{
+		Log: log, Name: c.Name, Domain: f.Domain, Audience: c.Audience, Issuers: []string{origin},
+		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
+		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
+		Gateway: gateway,
+	})
+	if err != nil {
+		return err
+	}
+	mux.Handle(sipPath, e.Handler())
+	h.add("epcscf", e.Serve, func() any { return e.Stats() })
+	return nil
+}
+
+func (h *house) wwsf(mux *http.ServeMux) error {
+	f := h.file
+	w, err := wwsf.New(wwsf.Config{
+		Log: h.log.With("role", "wwsf"), WAF: string(f.HTTPS.URL), ClientID: "wic", SIPURL: f.HTTPS.URL.WebSocket(sipPath), Domain: f.Domain, HTTP: h.client,
+	})
+	if err != nil {
+		return err
+	}
+	mux.Handle("/", w.Handler())
+	h.add("wwsf", w.Serve, func() any { return w.Stats() })
+	return nil
+}
+
+// greet tells the person who started it what to do next.
+func (h *house) greet(out io.Writer, took time.Duration) {
+	fmt.Fprintf(out, "wicgate is ready after %d ms: %s\n", took.Milliseconds(), strings.Join(h.roles, ", "))
+	if !h.has("wwsf") {
+		return
+	}
+	fmt.Fprintf(out, "\n  Open   %s/\n", h.file.HTTPS.URL)
+	if h.ca != nil {
+		fmt.Fprintf(out, "         The browser asks once about the certificate, which this machine made for\n"+
+			"         itself: choose to proceed. Or trust its CA first: %s\n"+
+			"         (it can speak for this address only).\n", h.ca.File)
+	}
+	if len(h.users) > 0 {
+		fmt.Fprintf(out, "\n  Log in in two windows, one of them private, as\n")
+		for _, u := range h.users {
+			fmt.Fprintf(out, "         %-8s password  %s\n", u.Name, u.Password.Expose())
+		}
+		fmt.Fprintf(out, "         and call one from the other.\n")
+	}
+	fmt.Fprintf(out, "\n  Ctrl-C drains and ends it.\n")
+}

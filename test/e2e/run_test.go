@@ -1,0 +1,134 @@
+// Package e2e_test runs the wicgate binary as a newcomer does.
+package e2e_test
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"wicgate/test/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// TestNewcomer: no configuration file, loopback, all roles; Ctrl-C; again.
+func TestNewcomer(t *testing.T) {
+	h, data := lab.Lone(t), lab.DataFolder(t)
+	first := lab.Start(t, h, data)
+	for _, want := range []string{"wicgate is ready after ", ": turn, waf, wwsf, epcscf, imsagw, democore", "https://localhost:8443/", filepath.Join(data, "ca", "ca.pem"), "Ctrl-C"} {
+		if !strings.Contains(first.Output(), want) {
+			t.Errorf("output lacks %q:\n%s", want, first.Output())
+		}
+	}
+	password := first.Password("alice")
+	if len(password) != 14 || password == first.Password("bob") {
+		t.Errorf("passwords %q and %q", password, first.Password("bob"))
+	}
+	if strings.Contains(first.Log(), password) {
+		t.Error("the log holds a password")
+	}
+	for role, counter := range map[string]string{"turn": "Allocations", "imsagw": "Sessions", "epcscf": "Calls", "democore": "Registrations"} {
+		if n := first.Count(role, counter); n != 0 {
+			t.Errorf("%s: %s is %v at the start", role, counter, n)
+		}
+	}
+
+	// The same folder, and the same ports, are taken.
+	if _, err := lab.TryStart(t, h, data); err == nil || !strings.Contains(err.Error(), "is in use by process") {
+		t.Errorf("second wicgate on one data folder: %v", err)
+	}
+	other := lab.DataFolder(t)
+	if _, err := lab.TryStart(t, h, other); err == nil || !strings.Contains(err.Error(), "port 3478") || !strings.Contains(err.Error(), "set turn.listen in wicgate.yaml to another port") {
+		t.Errorf("second wicgate on the same ports: %v", err)
+	}
+
+	time.Sleep(3 * time.Second) // idle, with what starting left behind collected or not
+	memory := first.Memory()
+	if err := first.Stop(); err != nil {
+		t.Fatalf("Ctrl-C: %v\n%s", err, first.Log())
+	}
+	if !strings.HasSuffix(first.Output(), "wicgate has drained and ended.\n") {
+		t.Errorf("last words: %s", first.Output())
+	}
+
+	var warm []time.Duration
+	for range 5 {
+		p := lab.Start(t, h, data)
+		warm = append(warm, p.Ready)
+		if p.Password("alice") == password {
+			t.Error("the demo password is the same after a restart")
+		}
+		if err := p.Stop(); err != nil {
+			t.Fatalf("Ctrl-C: %v\n%s", err, p.Log())
+		}
+	}
+	slices.Sort(warm)
+	st, err := os.Stat(lab.Binary(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab.Figure(t, "start to all roles ready, first", "-", "%d ms", first.Ready.Milliseconds())
+	lab.Figure(t, "start to all roles ready, warm", "500 ms", "median %d ms of 5", warm[2].Milliseconds())
+	lab.Figure(t, "idle memory, all roles", "80 MiB", "%.1f MiB resident", float64(memory)/(1<<20))
+	lab.Figure(t, "binary size", "45 MiB", "%.1f MiB stripped", float64(st.Size())/(1<<20))
+}
+
+// TestDrainWithIdleConnections: an open connection must not hold the end back.
+func TestDrainWithIdleConnections(t *testing.T) {
+	data := lab.DataFolder(t)
+	cfg := filepath.Join(data, "wicgate.yaml")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	if err := os.WriteFile(cfg, []byte("https: {listen: '"+addr+"'}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := lab.Start(t, nil, data, "--config", cfg, "wwsf")
+	c, err := net.Dial("tcp", addr) // says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	begin := time.Now()
+	if err := p.Stop(); err != nil {
+		t.Errorf("Ctrl-C: %v", err)
+	}
+	if d := time.Since(begin); d > 8*time.Second {
+		t.Errorf("took %v to end", d)
+	}
+}
+
+func TestScripts(t *testing.T) {
+	bin := lab.Binary(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", filepath.Dir(bin)+string(os.PathListSeparator)+os.Getenv("PATH"))
+			return nil
+		},
+	})
+}
+
+// TestRolesApart: each role alone starts, says so, and ends.
+func TestRolesApart(t *testing.T) {
+	h := lab.Lone(t)
+	for _, role := range []string{"turn", "waf", "wwsf", "epcscf", "imsagw", "democore"} {
+		p := lab.Start(t, h, lab.DataFolder(t), role)
+		if got := strings.SplitN(p.Output(), "\n", 2)[0]; !strings.HasSuffix(got, ": "+role) {
+			t.Errorf("%s: %s", role, got)
+		}
+		if err := p.Stop(); err != nil {
+			t.Errorf("%s: %v\n%s", role, err, p.Log())
+		}
+	}
+}
+

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs what the tests need and this machine lacks: one line per step.
+set -eu
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+need=()
+want() { # command, package
+	if [ -x "/usr/bin/$1" ] || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || command -v "$1" >/dev/null; then
+		echo "setup: $1 is here"
+	else
+		echo "setup: $1 is missing: package $2"
+		need+=("$2")
+	fi
+}
+command -v go >/dev/null || { echo "setup: Go is missing; install the version that go.mod names, see https://go.dev/doc/install" >&2; exit 1; }
+want chromium chromium
+want certutil libnss3-tools
+want ip iproute2
+want unshare util-linux
+want node nodejs
+want npm npm
+want gcc gcc
+want git git
+if [ ${#need[@]} -gt 0 ]; then
+	if ! as_root true 2>/dev/null; then
+		echo "setup: run as root: apt-get install ${need[*]}" >&2
+		exit 1
+	fi
+	echo "setup: apt-get install ${need[*]}"
+	as_root apt-get update -qq
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+fi
+echo "setup: done"
