@@ -80,6 +80,7 @@ type contact struct {
 type Stats struct {
 	Registrations int // contacts alive
 	Calls         int // answered, no BYE yet
+	Connections   int // to and from edges
 
 	Registers uint64 // accepted
 	Refused   uint64 // REGISTER refused by the gate
@@ -168,9 +169,11 @@ func (c *Core) Serve(ctx context.Context) error {
 
 // Stats returns a copy.
 func (c *Core) Stats() Stats {
+	open, _ := c.tcp.Connections()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.stats
+	s.Connections = open
 	for _, list := range c.homes {
 		s.Registrations += len(list)
 	}
