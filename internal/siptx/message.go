@@ -115,10 +115,8 @@ func Parse(b []byte, needLength bool) (*Message, error) {
 			return nil, malformed("status line")
 		}
 	}
-	lengths := 0
 	for _, f := range fields {
 		if strings.EqualFold(f.Name(), "Content-Length") {
-			lengths++
 			continue
 		}
 		if !isToken(f.Name()) {
@@ -126,10 +124,26 @@ func Parse(b []byte, needLength bool) (*Message, error) {
 		}
 		m.Headers = append(m.Headers, Header{f.Name(), f.Value()})
 	}
-	if lengths > 1 || lengths == 0 && needLength {
-		return nil, malformed("%d Content-Length fields", lengths)
+	if n := lengths(head); n > 1 || n == 0 && needLength {
+		return nil, malformed("%d Content-Length fields", n)
 	}
 	return m, m.check()
+}
+
+// lengths counts the Content-Length fields. sipgo adds one where there is none, so it cannot be asked.
+func lengths(head []byte) int {
+	n := 0
+	for line := range bytes.SplitSeq(head, []byte("\r\n")) {
+		name, _, _ := bytes.Cut(line, []byte(":"))
+		if len(line) > 0 && line[0] != ' ' && line[0] != '\t' && isLength(string(bytes.TrimSpace(name))) {
+			n++
+		}
+	}
+	return n
+}
+
+func isLength(name string) bool {
+	return strings.EqualFold(name, "Content-Length") || strings.EqualFold(name, "l")
 }
 
 // brief cuts what sipgo's errors quote of the message: it may hold a token.

@@ -53,7 +53,7 @@ func ReadMessage(r *bufio.Reader, begun func()) ([]byte, error) {
 			continue // the last field goes on
 		}
 		name, value, ok := strings.Cut(string(line), ":")
-		if name = strings.ToLower(strings.TrimSpace(name)); !ok || name != "content-length" && name != "l" {
+		if !ok || !isLength(strings.TrimSpace(name)) {
 			continue
 		}
 		n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)

@@ -18,9 +18,10 @@ const (
 	dialPause    = 250 * time.Millisecond // between a failed dial and the next to the same address
 	messageTime  = 20 * time.Second       // from a message's first byte to its last
 	writeTime    = 10 * time.Second
-	queueLength  = 256 // messages that wait for a slow reader
-	maxAccepted  = 64  // connections that peers have opened
-	maxDialled   = 16  // addresses that we keep a connection to
+	flushTime    = time.Second // for what waits when a connection ends
+	queueLength  = 256         // messages that wait for a slow reader
+	maxAccepted  = 64          // connections that peers have opened
+	maxDialled   = 16          // addresses that we keep a connection to
 	acceptPause  = 50 * time.Millisecond
 	streamBuffer = maxLine + 2
 )
@@ -77,15 +78,17 @@ func (c *TCPConn) Via() (transport, sentBy string) { return "TCP", c.t.SentBy }
 // Trusted implements [Conn].
 func (c *TCPConn) Trusted() bool { return true }
 
-// Close ends the connection; cause is for the log.
+// Close ends the connection, once what waits has been written, or cannot be within a second. It
+// does not wait for that. cause is for the log.
 func (c *TCPConn) Close(cause error) {
 	c.end.Do(func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.cause = cause
 		close(c.done)
-		if c.conn != nil {
-			_ = c.conn.Close() // it is gone either way
+		if c.conn != nil { // its reader ends now, its writer soon; errors only if it is gone already
+			_ = c.conn.SetReadDeadline(time.Unix(1, 0))
+			_ = c.conn.SetWriteDeadline(time.Now().Add(flushTime))
 		}
 	})
 }
@@ -204,7 +207,10 @@ func (t *TCP) forgetLocked(c *TCPConn) {
 
 // run reads and writes until one of the two fails, then tells Lost.
 func (t *TCP) run(c *TCPConn, conn net.Conn) {
-	t.wg.Go(func() { c.Close(write(conn, c.queue, c.done)) })
+	t.wg.Go(func() {
+		c.Close(write(conn, c.queue, c.done))
+		_ = conn.Close() // nothing is left to be written
+	})
 	c.Close(t.read(c, conn))
 	t.mu.Lock()
 	t.forgetLocked(c)
@@ -219,6 +225,21 @@ func (t *TCP) run(c *TCPConn, conn net.Conn) {
 	t.Lost(c)
 }
 
+// within sets how long the reader waits, 0 for ever, unless the connection is being closed.
+func (c *TCPConn) within(conn net.Conn, d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var at time.Time
+	if d > 0 {
+		at = time.Now().Add(d)
+	}
+	select {
+	case <-c.done:
+	default:
+		_ = conn.SetReadDeadline(at) // a failure shows in the read
+	}
+}
+
 func write(conn net.Conn, queue <-chan []byte, done <-chan struct{}) error {
 	for {
 		select {
@@ -230,6 +251,23 @@ func write(conn net.Conn, queue <-chan []byte, done <-chan struct{}) error {
 				return err
 			}
 		case <-done:
+			return flush(conn, queue)
+		}
+	}
+}
+
+// flush writes what waits.
+func flush(conn net.Conn, queue <-chan []byte) error {
+	if err := conn.SetWriteDeadline(time.Now().Add(flushTime)); err != nil {
+		return err
+	}
+	for {
+		select {
+		case m := <-queue:
+			if _, err := conn.Write(m); err != nil {
+				return err
+			}
+		default:
 			return nil
 		}
 	}
@@ -238,10 +276,8 @@ func write(conn net.Conn, queue <-chan []byte, done <-chan struct{}) error {
 func (t *TCP) read(c *TCPConn, conn net.Conn) error {
 	r := bufio.NewReaderSize(conn, streamBuffer)
 	for {
-		if err := conn.SetReadDeadline(time.Time{}); err != nil {
-			return err
-		}
-		b, err := ReadMessage(r, func() { _ = conn.SetReadDeadline(time.Now().Add(messageTime)) }) // a failure shows in the read
+		c.within(conn, 0)
+		b, err := ReadMessage(r, func() { c.within(conn, messageTime) })
 		switch {
 		case errors.Is(err, io.EOF):
 			return errors.New("closed by the peer")
