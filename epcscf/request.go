@@ -1,0 +1,324 @@
+package epcscf
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"wicgate/internal/siptx"
+)
+
+// allowed are the methods that pass, both ways; REGISTER comes from browsers alone.
+var allowed = []string{"INVITE", "ACK", "BYE", "CANCEL", "UPDATE", "INFO", "OPTIONS", "MESSAGE"}
+
+var allow = siptx.Header{Name: "Allow", Value: strings.Join(allowed, ", ")}
+
+// maxForwards of a message; 70 where absent (RFC 3261 §16.6 step 3).
+func maxForwards(m *siptx.Message) int {
+	n, err := strconv.Atoi(m.Get("Max-Forwards"))
+	if err != nil {
+		return 70
+	}
+	return n
+}
+
+// onRequest is called by the transaction layer, under the lock.
+func (e *Edge) onRequest(tx *siptx.ServerTx) {
+	m := tx.Request
+	f, browser := tx.Conn.(*flow)
+	switch {
+	case !e.serving:
+		tx.Reply(503, "Edge Is Shutting Down", siptx.Header{Name: "Retry-After", Value: "5"})
+	case maxForwards(m) == 0:
+		tx.Reply(483, "Too Many Hops")
+	case m.Get("Proxy-Require") != "":
+		tx.Reply(420, "Bad Extension", siptx.Header{Name: "Unsupported", Value: m.Get("Proxy-Require")})
+	case m.Method == "INVITE" && m.Has("Require", "100rel"):
+		tx.Reply(420, "Bad Extension", siptx.Header{Name: "Unsupported", Value: "100rel"})
+	case browser && m.Method == "REGISTER":
+		e.onRegister(tx, f)
+	case !slices.Contains(allowed, m.Method):
+		e.stats.Refused.Method++
+		tx.Reply(405, "Method Not Allowed", allow)
+	case browser:
+		e.fromBrowser(tx, f)
+	default:
+		e.fromCore(tx)
+	}
+}
+
+// fromBrowser takes a request after registration: the token, if there is one, the identity, then
+// dialog or no dialog.
+func (e *Edge) fromBrowser(tx *siptx.ServerTx, f *flow) {
+	m, cred := tx.Request, f.presented
+	if cred.found && cred.claims == nil {
+		e.challenge(tx, f, cred)
+		return
+	}
+	if m.ToTag() != "" {
+		e.inDialog(tx, f, true, cred)
+		return
+	}
+	aor := siptx.AOROf(m.Get("From"))
+	b := f.bindings[aor]
+	switch {
+	case b == nil && len(f.bindings) > 0:
+		e.stats.Refused.Identity++
+		e.log.Info("request refused", "source", f.source, "method", m.Method, "cause", "From is not registered on this WebSocket")
+		tx.Reply(403, "Identity Is Not Yours")
+		return
+	case b == nil && !cred.found:
+		e.challenge(tx, f, cred)
+		return
+	case b == nil:
+		e.stats.Refused.Unregistered++
+		e.log.Info("request refused", "source", f.source, "method", m.Method, "cause", "not registered")
+		tx.Reply(403, "Not Registered")
+		return
+	case cred.found && !sameSubject(b, cred):
+		e.stats.Refused.Identity++
+		e.log.Info("request refused", "source", f.source, "pseudonym", b.alias, "cause", "the token is another subject's")
+		tx.Reply(403, "Token Is Not Yours")
+		return
+	}
+	switch m.Method {
+	case "INVITE":
+		e.startCall(tx, f, b, true)
+	case "OPTIONS", "MESSAGE":
+		if u, err := siptx.ParseURI(m.URI); m.Method == "OPTIONS" && err == nil && u.User == "" && (u.Host == e.host || u.Host == e.domain) {
+			tx.Reply(200, "OK", allow)
+			return
+		}
+		conn, ok := e.coreConn(b.serviceRoute)
+		if !ok {
+			e.noCore(tx)
+			return
+		}
+		e.relay(tx, conn, e.toCore(m, b.serviceRoute, b.impu))
+	default:
+		e.noDialog(tx)
+	}
+}
+
+func sameSubject(b *binding, cred credential) bool {
+	return cred.claims.Subject == b.subject && cred.claims.IMS.IMPI == b.impi
+}
+
+func (e *Edge) noDialog(tx *siptx.ServerTx) {
+	e.stats.Refused.NoDialog++
+	tx.Reply(481, "Call/Transaction Does Not Exist")
+}
+
+func (e *Edge) noCore(tx *siptx.ServerTx) {
+	e.stats.Refused.Core++
+	tx.Reply(503, "Core Cannot Be Reached", siptx.Header{Name: "Retry-After", Value: "2"})
+}
+
+// coreConn is the connection for a route set: to the first hop where that is an address of a
+// configured peer, else to the next hop, which shall follow the route.
+func (e *Edge) coreConn(route []string) (*siptx.TCPConn, bool) {
+	to := e.cfg.Core.NextHop
+	if len(route) > 0 {
+		if u, err := siptx.ParseURI(route[0]); err == nil {
+			if at, ok := u.AddrPort(); ok && e.isPeer(at.Addr()) {
+				to = at
+			}
+		}
+	}
+	return e.tcp.To(netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
+}
+
+// toCore makes a browser's request ready for the core: screened, asserted, routed, charged.
+func (e *Edge) toCore(m *siptx.Message, route []string, impu string) *siptx.Message {
+	c := screenBrowser(m)
+	for i := len(route) - 1; i >= 0; i-- {
+		c.Push("Route", "<"+route[i]+">")
+	}
+	c.Push("Max-Forwards", strconv.Itoa(maxForwards(m)-1))
+	c.Add("P-Asserted-Identity", "<"+impu+">")
+	e.charge(c)
+	return c
+}
+
+// toBrowser makes a request of the core ready for the browser: screened, no hop to be seen.
+func (e *Edge) toBrowser(m *siptx.Message) *siptx.Message {
+	c := screenCore(m)
+	c.Push("Max-Forwards", strconv.Itoa(maxForwards(m)-1))
+	return c
+}
+
+// relay forwards a request that makes no dialog and carries no session description, and its answers.
+func (e *Edge) relay(tx *siptx.ServerTx, to siptx.Conn, m *siptx.Message) {
+	e.layer.Request(to, m, func(res *siptx.Message) {
+		if res.Status > 100 {
+			tx.Respond(e.answer(tx, res, res.Body))
+		}
+	})
+}
+
+// answer makes, for the side that sent tx, what the other side's answer res says: the hops of tx,
+// the screened fields of res, and body. A REGISTER's answer takes no field of res but To.
+func (e *Edge) answer(tx *siptx.ServerTx, res *siptx.Message, body []byte) *siptx.Message {
+	status, reason := res.Status, res.Reason
+	_, browser := tx.Conn.(*flow)
+	if res.Local && !browser && status == 503 {
+		status, reason = 430, "Flow Failed" // RFC 5626 §5.3
+	}
+	r := tx.Request.Response(status, reason)
+	if res.ToTag() != "" {
+		r.Set("To", res.Get("To"))
+	}
+	if tx.Request.Method == "REGISTER" {
+		return r
+	}
+	screened := screenBrowser
+	if browser {
+		screened = screenCore
+	}
+	for _, h := range screened(res).Headers {
+		switch strings.ToLower(h.Name) {
+		case "from", "to", "call-id", "cseq":
+		case "content-type", "content-disposition":
+			if len(body) > 0 {
+				r.Headers = append(r.Headers, h)
+			}
+		default:
+			r.Headers = append(r.Headers, h)
+		}
+	}
+	r.Body = body
+	return r
+}
+
+// flowOf finds the flow that the topmost Route names. status is 0, or why there is none.
+func (e *Edge) flowOf(m *siptx.Message) (f *flow, status int, phrase string) {
+	routes := m.List("Route")
+	if len(routes) == 0 {
+		return nil, 404, "No Flow Is Named"
+	}
+	a, err := siptx.ParseNameAddr(routes[0])
+	if err != nil {
+		return nil, 400, "Malformed Route"
+	}
+	u, err := siptx.ParseURI(a.URI)
+	if err != nil {
+		return nil, 400, "Malformed Route"
+	}
+	id, ok := openFlow(e.cfg.FlowKey, e.cfg.Name, u.User)
+	if !ok {
+		return nil, 403, "Flow Token Is Not Of This Edge"
+	}
+	f = e.flows[id]
+	if f == nil || f.gone {
+		return nil, 430, "Flow Failed"
+	}
+	return f, 0, ""
+}
+
+// fromCore takes a request of the core. It goes where its flow token says, never where a .invalid
+// host would.
+func (e *Edge) fromCore(tx *siptx.ServerTx) {
+	m := tx.Request
+	f, status, phrase := e.flowOf(m)
+	if f == nil {
+		switch {
+		case status == 404 && m.Method == "OPTIONS":
+			tx.Reply(200, "OK", allow)
+			return
+		case status == 430:
+			e.stats.Refused.FlowFailed++
+		default:
+			e.stats.Refused.FlowToken++
+		}
+		e.log.Info("request of the core refused", "method", m.Method, "status", status, "cause", phrase)
+		tx.Reply(status, phrase)
+		return
+	}
+	if m.ToTag() != "" {
+		e.inDialog(tx, f, false, credential{})
+		return
+	}
+	b := f.bindingFor(m.URI)
+	if b == nil {
+		e.stats.Refused.Unregistered++
+		tx.Reply(480, "Not Registered")
+		return
+	}
+	switch m.Method {
+	case "INVITE":
+		e.startCall(tx, f, b, false)
+	case "OPTIONS", "MESSAGE":
+		e.relay(tx, f, e.toBrowser(m))
+	default:
+		e.noDialog(tx)
+	}
+}
+
+// bindingFor finds the binding whose contact is asked for; with a single one, that.
+func (f *flow) bindingFor(uri string) *binding {
+	var any *binding
+	for _, b := range f.bindings {
+		if b.contact.URI == uri {
+			return b
+		}
+		any = b
+	}
+	if len(f.bindings) == 1 {
+		return any
+	}
+	return nil
+}
+
+// inDialog takes a request inside a dialog. Its call must be on this flow and know both tags.
+func (e *Edge) inDialog(tx *siptx.ServerTx, f *flow, browser bool, cred credential) {
+	m := tx.Request
+	c := f.calls[m.CallID()]
+	if c == nil || !c.knows(m, browser) {
+		e.noDialog(tx)
+		return
+	}
+	if browser && cred.found && cred.claims.Subject != c.subject {
+		e.stats.Refused.Identity++
+		tx.Reply(403, "Token Is Not Yours")
+		return
+	}
+	c.count(m, browser)
+	switch m.Method {
+	case "BYE":
+		c.bye(tx, browser)
+	case "INVITE", "UPDATE":
+		c.renegotiate(tx, browser)
+	case "INFO", "OPTIONS", "MESSAGE":
+		to, next, ok := c.onward(m, browser)
+		if !ok {
+			e.noCore(tx)
+			return
+		}
+		e.relay(tx, to, next)
+	default:
+		e.noDialog(tx)
+	}
+}
+
+// onAck takes an ACK of a 2xx, end to end.
+func (e *Edge) onAck(conn siptx.Conn, m *siptx.Message) {
+	f, browser := conn.(*flow)
+	if !browser {
+		if f, _, _ = e.flowOf(m); f == nil {
+			return
+		}
+	}
+	c := f.calls[m.CallID()]
+	if c == nil || !c.knows(m, browser) {
+		return // an ACK is never answered
+	}
+	m = m.Clone()
+	m.Body = nil // an answer would have to be in it only after a 2xx with an offer, which this edge makes nobody send
+	m.Del("Content-Type")
+	if to, next, ok := c.onward(m, browser); ok {
+		transport, sentBy := to.Via()
+		next.Push("Via", "SIP/2.0/"+transport+" "+sentBy+";branch=z9hG4bK"+siptx.NewTag())
+		to.Send(next.Append(nil))
+	}
+}
