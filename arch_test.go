@@ -115,7 +115,7 @@ func allowed(list []string, what string) bool {
 }
 
 func TestWalls(t *testing.T) {
-	seen := map[string]bool{}
+	seen, came := map[string]bool{}, map[string]bool{}
 	sources(t, func(name string, f *ast.File) {
 		dir := path.Dir(name)
 		if dir == "." {
@@ -135,13 +135,30 @@ func TestWalls(t *testing.T) {
 			if complaint := verdict(name, room, p); complaint != "" {
 				t.Errorf("%s: %s", name, complaint)
 			}
+			for guest := range guests {
+				if under(p, guest) {
+					came[guest+" in "+room] = true
+				}
+			}
 		}
 	})
+	for guest, list := range guests {
+		for _, room := range list {
+			if !came[guest+" in "+room] && room != "tools" {
+				t.Errorf("arch_test.go lets %s into %s, which has no use for it", guest, room)
+			}
+		}
+	}
 	for room := range rooms {
 		if !seen[room] && room != "bench" && room != "tools" {
 			t.Errorf("arch_test.go has a line for %s, where there is no Go file", room)
 		}
 	}
+}
+
+// under says whether package p is the module, or one of the modules, that prefix names.
+func under(p, prefix string) bool {
+	return p == prefix || strings.HasPrefix(p, strings.TrimSuffix(prefix, "/")+"/")
 }
 
 // verdict says what is wrong with a file of room importing p, "" where nothing is.
@@ -168,7 +185,7 @@ func verdict(name, room, p string) string {
 			return ""
 		}
 		for prefix, list := range guests {
-			if (p == prefix || strings.HasPrefix(p, strings.TrimSuffix(prefix, "/")+"/")) && allowed(list, room) {
+			if under(p, prefix) && allowed(list, room) {
 				return ""
 			}
 		}
