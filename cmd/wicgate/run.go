@@ -381,9 +381,13 @@ func (h *house) wwsf(mux *http.ServeMux) error {
 // greet tells the person who started it what to do next.
 func (h *house) greet(out io.Writer, took time.Duration) {
 	fmt.Fprintf(out, "wicgate is ready after %d ms: %s\n", took.Milliseconds(), strings.Join(h.roles, ", "))
-	if !h.has("wwsf") {
-		return
+	if h.has("wwsf") {
+		h.greetPortal(out)
 	}
+	fmt.Fprintf(out, "\n  Ctrl-C drains and ends it.\n")
+}
+
+func (h *house) greetPortal(out io.Writer) {
 	fmt.Fprintf(out, "\n  Open   %s/\n", h.file.HTTPS.URL)
 	if h.ca != nil {
 		fmt.Fprintf(out, "         The browser asks once about the certificate, which this machine made for\n"+
@@ -397,5 +401,4 @@ func (h *house) greet(out io.Writer, took time.Duration) {
 		}
 		fmt.Fprintf(out, "         and call one from the other.\n")
 	}
-	fmt.Fprintf(out, "\n  Ctrl-C drains and ends it.\n")
 }

@@ -198,6 +198,8 @@ func TryStart(t testing.TB, h *Host, data string, args ...string) (*Process, err
 			}
 			if first {
 				p.Ready = time.Since(begin)
+			}
+			if strings.Contains(line, "Ctrl-C") { // the last line of what it says when ready
 				close(ready)
 			}
 		}
