@@ -42,9 +42,9 @@ node --test "$work"/test/*.mjs >"$work/test.log" 2>&1 || {
 say "bundle"
 page="$work/page"
 mkdir -p "$page/assets"
-# "debug" would log SIP messages with their tokens; quiet.ts takes its place.
+# "debug" would log SIP messages with their tokens; quiet.cjs takes its place.
 esbuild src/main.ts src/style.css --bundle --minify --format=esm --charset=utf8 \
-	--target=es2022,chrome109,firefox115,safari16.4 --alias:debug=./src/quiet.ts \
+	--target=es2022,chrome109,firefox115,safari16.4 --alias:debug=./src/quiet.cjs \
 	--legal-comments=none --log-level=warning --entry-names='[name]-[hash]' --outdir="$page/assets"
 
 # What esbuild does not name: the same scheme by hand.

@@ -4,7 +4,7 @@ import { cipherName, coreProfile, hops, read, summary } from "../src/path.ts";
 
 // As Chromium 156 reports an audio call through TURN, cut to what is read.
 const chromium: [string, Record<string, unknown>][] = [
-  ["T", { type: "transport", selectedCandidatePairId: "P", srtpCipher: "AEAD_AES_256_GCM", dtlsCipher: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", tlsVersion: "FEFD" }],
+  ["T", { type: "transport", selectedCandidatePairId: "P", srtpCipher: "SRTP_AEAD_AES_256_GCM", dtlsCipher: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", tlsVersion: "FEFD" }],
   ["P", { type: "candidate-pair", localCandidateId: "L", state: "succeeded", nominated: true, currentRoundTripTime: 0.004 }],
   ["L", { type: "local-candidate", candidateType: "relay", relayProtocol: "udp", url: "turn:127.0.0.1:3478?transport=udp" }],
   ["I", { type: "inbound-rtp", kind: "audio", packetsReceived: 50, bytesReceived: 4000, packetsLost: 1, totalAudioEnergy: 0.25, totalSamplesReceived: 48000 }],
@@ -17,7 +17,7 @@ test("read finds the way in Chromium's report", () => {
     local: "relay",
     relayProtocol: "udp",
     relayURL: "turn:127.0.0.1:3478?transport=udp",
-    srtp: "AEAD_AES_256_GCM",
+    srtp: "SRTP_AEAD_AES_256_GCM",
     dtls: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
     dtlsVersion: "DTLS 1.2",
     core: "RTP/AVP",
