@@ -597,7 +597,7 @@ func (p *tab) picture(name string) {
 		for _, size := range []struct {
 			name string
 			w, h int64
-		}{{"phone", 390, 844}, {"desk", 1280, 800}} {
+		}{{"phone", 390, 844}, {"small", 320, 640}, {"desk", 1280, 800}} {
 			if _, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}); err != nil {
 				p.t.Fatal(err)
 			}
@@ -708,8 +708,8 @@ func TestPage(t *testing.T) {
 			t.Errorf("the way: %+v", way)
 		}
 		p.wait(`document.querySelector("#path").dataset.in === "on" && document.querySelector("#path").dataset.out === "on"`)
-		if got := p.str(`[...document.querySelectorAll(".hop")].map(h => h.dataset.protection + ": " + h.querySelector(".what").innerText.replace(/\s+/g, " ")).join(" | ")`); got !=
-			"sealed: Encrypted DTLS-SRTP, AES-256-GCM, over UDP | sealed: Encrypted passed on sealed | open: Not encrypted RTP, inside the operator’s network" {
+		if got := p.str(`[...document.querySelectorAll(".hop")].map(h => h.dataset.protection + ": " + h.querySelector(".what").innerText.replace(/\s+/g, " ").replaceAll("\u2011", "-")).join(" | ")`); got !=
+			"sealed: Encrypted DTLS-SRTP, AES-256-GCM, over UDP | sealed: Encrypted the relay cannot open it | open: Not encrypted RTP, inside the operator’s network" {
 			t.Errorf("the picture reads %s", got)
 		}
 		if got := p.str(`document.querySelector("#path-summary").innerText`); !strings.Contains(got, "is encrypted") || !strings.Contains(got, "without encryption inside the operator") {
@@ -779,7 +779,7 @@ func TestPage(t *testing.T) {
 		p.state("incoming")
 		p.do(chromedp.Click("#answer"))
 		p.state("active")
-		w.edge.send(w.edge.request("BYE", 2, `Reason: SIP;cause=408;text="media consent lost"`))
+		w.edge.send(w.edge.request("BYE", 2, `Reason: SIP;cause=408;text="Media Lost"`))
 		p.error("The sound broke off")
 		p.clean()
 	})

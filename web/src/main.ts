@@ -11,7 +11,7 @@ import * as view from "./view.ts";
 
 const { at } = view;
 const restUnits = 6_000; // ms that "ended" stays before it is "idle"
-const renewEarly = 60_000; // ms before its end at which a log-in is renewed, or a tenth of its life if that is less
+const renewEarly = 60_000; // ms before its end at which a log-in is renewed by the WAF's session, or a tenth of its life if that is less
 
 let phone: Phone | undefined;
 let rest = 0;
@@ -30,11 +30,11 @@ function explain(e: unknown): string {
   return e instanceof LoginError ? e.message : "Something in this page failed. Reload it, then try again.";
 }
 
-async function login(): Promise<void> {
+async function login(silent = false): Promise<void> {
   view.error("");
   view.leaving("Taking you to your operator’s log-in …");
   try {
-    await leave(await config());
+    await leave(await config(), silent);
   } catch (e) {
     view.landing();
     view.error(explain(e));
@@ -72,7 +72,7 @@ function enter(c: Config, who: Login): void {
         rest = window.setTimeout(() => {
           if (document.body.dataset.call === "ended") document.body.dataset.call = "idle";
         }, restUnits);
-        if (renewDue) void login();
+        if (renewDue) void login(true);
       }
     },
     path: view.path,
@@ -103,7 +103,7 @@ function enter(c: Config, who: Login): void {
   renewTimer = window.setTimeout(
     () => {
       renewDue = true;
-      if (!phone?.busy) void login(); // silent while the WAF's session lasts
+      if (!phone?.busy) void login(true);
     },
     Math.min(life - Math.min(renewEarly, life / 10), 2 ** 31 - 1),
   );
@@ -150,6 +150,7 @@ at.logout.onclick = async () => {
     location.assign(u);
   }
 };
+at.field.onclick = () => at.callee.focus();
 at.callee.oninput = () => {
   view.completing();
   view.error("");

@@ -65,8 +65,8 @@ export interface Pending {
   started: number;
 }
 
-/** authorizeURL is where to send the person. */
-export async function authorizeURL(c: Config, origin: string, p: Pending): Promise<string> {
+/** authorizeURL is where to send the person. With silent the WAF asks nothing: it answers by its session, or by an error. */
+export async function authorizeURL(c: Config, origin: string, p: Pending, silent = false): Promise<string> {
   const u = new URL(c.authorization_endpoint);
   u.searchParams.set("response_type", "code");
   u.searchParams.set("client_id", c.client_id);
@@ -75,6 +75,7 @@ export async function authorizeURL(c: Config, origin: string, p: Pending): Promi
   u.searchParams.set("state", p.state);
   u.searchParams.set("code_challenge", await challenge(p.verifier));
   u.searchParams.set("code_challenge_method", "S256");
+  if (silent) u.searchParams.set("prompt", "none"); // OpenID Connect Core §3.1.2.1
   return u.href;
 }
 
@@ -116,9 +117,9 @@ export function readPending(kept: string | null): Pending | null {
 }
 
 /** leave remembers what is needed and goes to the WAF. */
-export async function leave(c: Config): Promise<void> {
+export async function leave(c: Config, silent = false): Promise<void> {
   const p: Pending = { state: random(16), verifier: random(32), started: Date.now() };
-  const url = await authorizeURL(c, location.origin, p);
+  const url = await authorizeURL(c, location.origin, p, silent);
   sessionStorage.setItem(key, JSON.stringify(p));
   location.assign(url);
 }

@@ -92,7 +92,7 @@ export function hops(p: Path): [Hop, Hop, Hop] {
   const relayed = p.local === undefined ? "" : p.local === "relay" ? (p.relayProtocol ? `over ${p.relayProtocol.toUpperCase()}` : "") : "past the relay";
   return [
     { ...media, detail: [cipher, relayed].filter(Boolean).join(", ") },
-    { ...media, detail: sealed ? "passed on sealed" : cipher },
+    { ...media, detail: sealed ? "the relay cannot open it" : cipher },
     coreHop(p.core),
   ];
 }

@@ -363,8 +363,9 @@ export class Phone {
 
   private over(call: Live, e: EndEvent): void {
     if (call.over) return;
-    const message = e.message as unknown as { status_code?: number; getHeader?(name: string): string | undefined } | null;
+    const message = e.message as unknown as { status_code?: number; reason_phrase?: string; getHeader?(name: string): string | undefined } | null;
     const status = typeof message?.status_code === "number" ? message.status_code : undefined;
+    const phrase = status !== undefined && typeof message?.reason_phrase === "string" ? message.reason_phrase : undefined;
     const reason = typeof message?.getHeader === "function" ? message.getHeader("reason") : undefined;
     this.finish(
       call,
@@ -374,6 +375,7 @@ export class Phone {
             cause: e.cause,
             originator: String(e.originator),
             ...(status === undefined ? {} : { status }),
+            ...(phrase === undefined ? {} : { phrase }),
             ...(reason === undefined ? {} : { reason: plain(reason, 200) }),
             connected: call.connected,
             name: call.name,

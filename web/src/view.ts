@@ -18,6 +18,7 @@ export const at = {
   login: $<HTMLButtonElement>("login"),
   logout: $<HTMLButtonElement>("logout"),
   dial: $<HTMLFormElement>("dial"),
+  field: $("field"),
   callee: $<HTMLInputElement>("callee"),
   call: $<HTMLButtonElement>("call"),
   answer: $<HTMLButtonElement>("answer"),
@@ -185,7 +186,7 @@ function hop(li: HTMLElement, h: Hop): void {
   const icon = { pending: "#i-wait", sealed: "#i-lock", open: "#i-unlock", unknown: "#i-ask" }[h.protection];
   li.querySelector(".what use")!.setAttribute("href", icon);
   write(li.querySelector(".title")!, h.title);
-  write(li.querySelector(".detail")!, h.detail);
+  write(li.querySelector(".detail")!, h.detail.replace(/(?<=\w)-(?=\w)/g, "\u2011")); // names of ciphers stay on one line
 }
 
 function packets(n: number, bytes: number): string {

@@ -8,6 +8,8 @@ export interface Ending {
   originator?: string;
   /** Status of the final SIP response. */
   status?: number;
+  /** Its reason phrase. */
+  phrase?: string;
   /** Value of the Reason header (RFC 3326) of a BYE, CANCEL or response. */
   reason?: string;
   /** Whether sound had a way once. */
@@ -19,16 +21,18 @@ export interface Ending {
 /** ending says why a call ended or failed. fault is false where nothing went wrong. */
 export function ending(e: Ending): { text: string; fault: boolean } {
   const who = e.name;
-  if (e.reason) {
-    const media = mediaReason(e.reason);
-    if (media) return { text: media, fault: true };
+  if (e.originator !== "local") {
+    const known = edgeWords(e.reason, who) ?? edgeWords(e.phrase, who);
+    if (known) return { text: known, fault: true };
   }
   switch (e.cause) {
     case "Terminated":
-      return { text: e.originator === "remote" ? `${who} hung up.` : "You hung up.", fault: false };
+      if (e.originator !== "remote") return { text: "You hung up.", fault: false };
+      if (/^\s*SIP\s*;.*\bcause\s*=\s*[4-6]\d\d\b/i.test(e.reason ?? "")) return { text: "The network ended the call.", fault: true };
+      return { text: `${who} hung up.`, fault: false };
     case "Canceled":
       if (e.originator === "local") return { text: "You hung up before it was answered.", fault: false };
-      if (/cause\s*=\s*200\b/.test(e.reason ?? "")) return { text: "The call was answered on another device.", fault: false };
+      if (/cause\s*=\s*200\b|elsewhere/i.test(e.reason ?? "")) return { text: "The call was answered on another device.", fault: false };
       return { text: `${who} gave up before you answered.`, fault: false };
     case "No Answer":
     case "Expires":
@@ -98,14 +102,17 @@ export function status(code: number, who: string): string {
   return `The network refused the call (${code}).`;
 }
 
-// mediaReason reads the Reason header with which the edge ends a call whose media failed.
-function mediaReason(reason: string): string | undefined {
-  const text = reason.toLowerCase();
-  if (/consent|media (lost|time)|no media|rtp timeout/.test(text)) return "The sound broke off: the gateway no longer hears this browser or the other one.";
-  if (/dtls|fingerprint|handshake/.test(text)) return "The encryption between browser and gateway could not be set up, so the call was ended.";
-  if (/\bice\b/.test(text)) return "No way for the sound was found through the relay to the gateway.";
-  if (/websocket|flow (gone|lost|failed)|connection lost/.test(text)) return "The other side lost its connection to the network.";
-  if (/revo[ck]/.test(text)) return "The operator has withdrawn a permission that this call needed.";
+// edgeWords knows the phrases with which wicgate's edge itself ends a call, as Reason or as the status line's phrase.
+function edgeWords(phrase: string | undefined, name: string): string | undefined {
+  const p = (phrase ?? "").toLowerCase();
+  if (/media lost|consent/.test(p)) return "The sound broke off: the gateway no longer hears this browser or the other one.";
+  if (/encryption failed|dtls|fingerprint/.test(p)) return "The encryption between browser and gateway could not be set up, so the call was ended.";
+  if (/no media path|\bice\b/.test(p)) return "No way for the sound was found through the relay to the gateway.";
+  if (/flow failed/.test(p)) return `${name} lost the connection to the network.`;
+  if (/core (connection lost|cannot be reached)/.test(p)) return "The gateway lost its connection to the operator’s network.";
+  if (/shutting down/.test(p)) return "The gateway is being restarted. Try again in a little while.";
+  if (/deregistered|registration ended/.test(p)) return "A registration ended, and the call with it.";
+  if (/revo[ck]/.test(p)) return "The operator has withdrawn a permission that this call needed.";
   return undefined;
 }
 

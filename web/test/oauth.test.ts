@@ -44,6 +44,10 @@ test("authorizeURL asks for a code with S256 and keeps the endpoint's own query"
   });
 });
 
+test("authorizeURL can ask without asking the person", async () => {
+  assert.equal(new URL(await authorizeURL(config, "https://portal.test", { state: "s", verifier: "v", started: 0 }, true)).searchParams.get("prompt"), "none");
+});
+
 test("readAnswer takes the code only from the log-in that was begun here", () => {
   const p = { state: "s1", verifier: "v", started: 1000 };
   const iss = "&iss=https%3A%2F%2Fwaf.test";
