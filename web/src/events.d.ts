@@ -1,0 +1,4 @@
+// The part of the package "events" that JsSIP's own declarations lean on.
+declare module "events" {
+  export class EventEmitter {}
+}

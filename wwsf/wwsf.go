@@ -1,0 +1,138 @@
+// Package wwsf is the WebRTC Web Server Function (TR 33.872 §4, TS 23.228 Annex U): it serves the WIC,
+// the page that registers and calls, and tells it where to log in.
+//
+// It may belong to a third party, so it reaches the operator by HTTPS to the WAF and by nothing else: no
+// bus, no store, no key. It sees neither passwords nor tokens: the page is itself the public OAuth
+// client and talks to the WAF directly. Three kinds of answer:
+//
+//	GET /             the page, or the WAF's redirect back to it (?code=…&state=…&iss=…)
+//	GET /assets/…     its files, each with a content hash in the name
+//	GET /config.json  {issuer, authorization_endpoint, token_endpoint, …, client_id, sip_url, domain}
+package wwsf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync/atomic"
+
+	"wicgate/web"
+)
+
+// Config of the role.
+type Config struct {
+	Log *slog.Logger // nil: discard
+
+	// WAF is the issuer, an https origin such as "https://waf.example.org". Its metadata (RFC 8414) is
+	// read from there. Required.
+	WAF string
+	// ClientID is the page's registration at the WAF. Default "wic".
+	ClientID string
+	// Scope that the page asks for. Default "sip".
+	Scope string
+	// SIPURL is the eP-CSCF's WebSocket, "wss://host[:port]/path" (RFC 7118). Required.
+	SIPURL string
+	// Domain is the home domain, which completes a name that is called without one. Required.
+	Domain string
+	// HTTP reaches the WAF; it has to trust the WAF's certificate. nil: a client with the system's roots.
+	// Redirects are not followed whatever it says.
+	HTTP *http.Client
+}
+
+// Server serves the portal.
+type Server struct {
+	log   *slog.Logger
+	cfg   Config
+	waf   *discovery
+	files map[string]*web.File
+	csp   string
+
+	pages, assets, configs, unavailable, missing, refused atomic.Uint64
+}
+
+// Stats counts answers since the start.
+type Stats struct {
+	Pages       uint64 // of "/"
+	Assets      uint64 // of "/assets/…"
+	Configs     uint64 // of "/config.json", with the WAF known
+	Unavailable uint64 // of "/config.json", with 503: the WAF not reached
+	Missing     uint64 // 404
+	Refused     uint64 // 405
+}
+
+var domainName = regexp.MustCompile(`^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
+
+// New checks cfg. It opens no socket: the portal shares an HTTPS origin with others, see Handler.
+func New(cfg Config) (*Server, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.ClientID == "" {
+		cfg.ClientID = "wic"
+	}
+	if cfg.Scope == "" {
+		cfg.Scope = "sip"
+	}
+	issuer, err := origin("wwsf.waf", cfg.WAF, "https")
+	if err != nil {
+		return nil, err
+	}
+	if issuer != cfg.WAF {
+		return nil, fmt.Errorf("wwsf: wwsf.waf is %q: the issuer is an origin alone, write %q", cfg.WAF, issuer)
+	}
+	edge, err := origin("wwsf.sip_url", cfg.SIPURL, "wss")
+	if err != nil {
+		return nil, err
+	}
+	if !domainName.MatchString(cfg.Domain) {
+		return nil, fmt.Errorf("wwsf: wwsf.domain is %q: write the home domain, such as \"ims.test\"", cfg.Domain)
+	}
+	return &Server{
+		log:   cfg.Log,
+		cfg:   cfg,
+		waf:   newDiscovery(issuer, cfg.HTTP, cfg.Log),
+		files: web.Files(),
+		csp:   policy(issuer, edge),
+	}, nil
+}
+
+// origin returns scheme://host[:port] of raw, which configuration key key holds.
+func origin(key, raw, scheme string) (string, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case raw == "":
+		err = errors.New("is missing")
+	case err != nil:
+		err = fmt.Errorf("is %q, which is no URL", raw)
+	case u.User != nil:
+		err = fmt.Errorf("is %q: it must not hold a user name or password", u.Redacted())
+	case u.Scheme != scheme:
+		err = fmt.Errorf("is %q: its scheme has to be %s", raw, scheme)
+	case u.Host == "" || u.Fragment != "" || u.RawQuery != "" || strings.ContainsAny(u.Host, " ;,'\"*"):
+		err = fmt.Errorf("is %q: write %s://host[:port] and at most a path", raw, scheme)
+	}
+	if err != nil {
+		return "", fmt.Errorf("wwsf: %s %w", key, err)
+	}
+	return scheme + "://" + strings.ToLower(u.Host), nil
+}
+
+// Serve keeps the WAF's metadata at hand until ctx ends, so that the first visitor does not wait for it.
+// Handler works without, more slowly. It starts no goroutine.
+func (s *Server) Serve(ctx context.Context) error {
+	s.waf.keep(ctx)
+	return nil
+}
+
+// Stats returns the counters of now.
+func (s *Server) Stats() Stats {
+	return Stats{
+		Pages: s.pages.Load(), Assets: s.assets.Load(), Configs: s.configs.Load(),
+		Unavailable: s.unavailable.Load(), Missing: s.missing.Load(), Refused: s.refused.Load(),
+	}
+}
