@@ -274,7 +274,7 @@ export class Phone {
     const pcConfig: RTCConfiguration = {
       iceServers: servers.value,
       iceTransportPolicy: "relay",
-      bundlePolicy: "max-bundle",
+      bundlePolicy: "balanced", // media multiplexing is not supported in IMS (TS 23.228 U.1): max-bundle refuses an offer without the group
       rtcpMuxPolicy: "require",
     };
     return { mediaStream: stream.value, mediaConstraints: { audio: true, video: false }, pcConfig };
