@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -207,7 +206,7 @@ func (h *house) openTrust() (err error) {
 
 func (h *house) front(mux *http.ServeMux) error {
 	c := h.file.HTTPS
-	cert := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("no certificate") }
+	var cert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	if h.ca != nil {
 		cert = h.ca.GetCertificate
 	} else {

@@ -91,7 +91,7 @@ func TestEcho(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer echo.Close()
+	defer echo.Close() //nolint:errcheck // the test is over
 	var opus atomic.Int64
 	go func() {
 		b := make([]byte, 2048)
