@@ -89,7 +89,7 @@ func (c *Chromium) Page(name string) *Page {
 	ctx, stop := chromedp.NewContext(c.ctx, chromedp.WithNewBrowserContext())
 	c.t.Cleanup(stop)
 	// The tab lives as long as the context of its first action: not one of Do's 30 s.
-	if err := chromedp.Do(ctx, chromedp.EmulateViewport(1100, 1000), chromedp.Navigate("about:blank")); err != nil {
+	if err := chromedp.Do(ctx, chromedp.EmulateViewport(1100, 660), chromedp.Navigate("about:blank")); err != nil {
 		c.t.Fatalf("open a tab: %v", err)
 	}
 	return &Page{c.t, ctx, name}
