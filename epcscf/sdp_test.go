@@ -245,7 +245,7 @@ func FuzzDescription(f *testing.F) {
 		c, errC := parseCore([]byte(core))
 		if errB == nil {
 			_, n := b.streams()
-			out, err := writeCore(&b, nil, fakeLocal(t, n), newOrigin())
+			out, err := writeCore(&b, nil, fakeLocal(t, n), &origin{id: 1})
 			if err != nil {
 				t.Fatalf("parsed, and not written: %v", err)
 			}
@@ -260,7 +260,7 @@ func FuzzDescription(f *testing.F) {
 		}
 		if errC == nil {
 			_, n := c.streams()
-			out, err := writeBrowser(&c, nil, fakeLocal(t, n), newOrigin())
+			out, err := writeBrowser(&c, nil, fakeLocal(t, n), &origin{id: 1})
 			if err != nil {
 				t.Fatalf("parsed, and not written: %v", err)
 			}
@@ -273,7 +273,7 @@ func FuzzDescription(f *testing.F) {
 		}
 		_, n := b.streams()
 		if match(&b, &c) == nil {
-			if _, err := writeBrowser(&c, &b, fakeLocal(t, n), newOrigin()); err != nil {
+			if _, err := writeBrowser(&c, &b, fakeLocal(t, n), &origin{id: 1}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -281,7 +281,7 @@ func FuzzDescription(f *testing.F) {
 		b, _ = parseBrowser([]byte(browser), true)
 		_, n = c.streams()
 		if match(&c, &b) == nil {
-			if _, err := writeCore(&b, &c, fakeLocal(t, n), newOrigin()); err != nil {
+			if _, err := writeCore(&b, &c, fakeLocal(t, n), &origin{id: 1}); err != nil {
 				t.Fatal(err)
 			}
 		}

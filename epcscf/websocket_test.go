@@ -243,7 +243,7 @@ func TestManyMessages(t *testing.T) {
 	for range 10 * queueLength {
 		f2.Send(bytes.Repeat([]byte("x"), siptx.MaxMessage))
 	}
-	if d := time.Since(begun); d > time.Second {
+	if d := time.Since(begun); d > writeTime/2 { // blocked, it would be writeTime; the race detector takes a second or two
 		t.Errorf("sending to a slow browser took %v", d)
 	}
 	h.wait("the slow one is cut", func() bool { return h.edge.Stats().Flows == 0 })
