@@ -179,7 +179,13 @@ func (e *Edge) newFlow(conn net.Conn, source netip.Addr, secure bool) *flow {
 }
 
 // Send implements siptx.Conn.
-func (f *flow) Send(m []byte) { f.enqueue(dataFrame(m)) }
+func (f *flow) Send(m []byte) {
+	select {
+	case <-f.done:
+	default:
+		f.enqueue(dataFrame(m))
+	}
+}
 
 func (f *flow) enqueue(frame []byte) {
 	select {

@@ -196,15 +196,19 @@ func (h *house) clean() {
 
 // token signs claims for a user; change spoils them.
 func token(user string, change ...func(*claims.SIP)) string {
-	now := time.Now()
-	c := &claims.SIP{
-		Issuer: "https://waf.ims.test", Subject: "web-" + user, Audience: "epcscf.ims.test", ClientID: "wic", IssuedAt: now.Unix(), NotBefore: now.Unix(), Expiry: now.Add(time.Hour).Unix(),
-		ID: rand.Text(), Scope: "sip", IMS: claims.IMS{IMPI: user + "@ims.test", IMPU: []string{"sip:" + user + "@ims.test"}, Scenario: 2}, Pseudonym: "p-" + user,
-	}
+	c := testClaims(user)
 	for _, f := range change {
 		f(c)
 	}
 	return sign(c, wafKey, "k1", claims.Type)
+}
+
+func testClaims(user string) *claims.SIP {
+	now := time.Now()
+	return &claims.SIP{
+		Issuer: "https://waf.ims.test", Subject: "web-" + user, Audience: "epcscf.ims.test", ClientID: "wic", IssuedAt: now.Unix(), NotBefore: now.Unix(), Expiry: now.Add(time.Hour).Unix(),
+		ID: rand.Text(), Scope: "sip", IMS: claims.IMS{IMPI: user + "@ims.test", IMPU: []string{"sip:" + user + "@ims.test"}, Scenario: 2}, Pseudonym: "p-" + user,
+	}
 }
 
 func sign(c any, key *ecdsa.PrivateKey, kid, typ string) string {
