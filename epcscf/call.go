@@ -160,6 +160,14 @@ func uriOf(field string) string {
 	return a.URI
 }
 
+func aorOf(uri string) string {
+	u, err := siptx.ParseURI(uri)
+	if err != nil {
+		return ""
+	}
+	return u.AOR()
+}
+
 func contactOf(m *siptx.Message) string {
 	list := m.List("Contact")
 	if len(list) != 1 {
@@ -298,8 +306,7 @@ func (c *call) firstFailed(x *exchange, w ending) {
 }
 
 func isSDP(m *siptx.Message) bool {
-	t, _, _ := strings.Cut(m.Get("Content-Type"), ";")
-	return strings.EqualFold(strings.TrimSpace(t), "application/sdp")
+	return mediaType(m) == "application/sdp" && m.Get("Content-Encoding") == ""
 }
 
 // set tells the gateway the streams of x. It runs without the lock.
@@ -742,7 +749,11 @@ func (c *call) labour() {
 		work := c.work[0]
 		c.work = c.work[1:]
 		c.e.mu.Unlock()
-		work()
+		if c.e.fault("call", work) {
+			c.e.locked(func() {
+				c.end(ending{cause: "fault", status: 500, phrase: "Internal Error", failed: true}, true, true)
+			})
+		}
 	}
 }
 

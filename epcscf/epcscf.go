@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -143,8 +144,12 @@ func New(cfg Config) (*Edge, error) {
 	e.layer = siptx.Layer{Do: e.locked, OnRequest: e.onRequest, OnAck: e.onAck}
 	e.tcp = &siptx.TCP{
 		Log: cfg.Log, SentBy: e.sentBy, Allow: e.isPeer,
-		Receive: func(c *siptx.TCPConn, m *siptx.Message) { e.locked(func() { e.layer.Receive(c, m) }) },
-		Lost:    func(c *siptx.TCPConn) { e.locked(func() { e.layer.ConnLost(c) }) },
+		Receive: func(c *siptx.TCPConn, m *siptx.Message) {
+			if e.fault("message of the core", func() { e.locked(func() { e.layer.Receive(c, m) }) }) {
+				c.Close(errors.New("internal error"))
+			}
+		},
+		Lost: func(c *siptx.TCPConn) { e.locked(func() { e.layer.ConnLost(c) }) },
 	}
 	return e, nil
 }
@@ -193,6 +198,20 @@ func (e *Edge) locked(work func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	work()
+}
+
+// fault runs work and says whether it panicked. A bug met by one message, or one call, must not end
+// the others; it is counted and logged with its stack.
+func (e *Edge) fault(what string, work func()) (panicked bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			panicked = true
+			e.log.Error("internal error: please report it", "in", what, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			e.locked(func() { e.stats.Faults++ })
+		}
+	}()
+	work()
+	return false
 }
 
 func (e *Edge) isPeer(a netip.Addr) bool {

@@ -375,14 +375,17 @@ func (f *flow) message(ctx context.Context, b []byte) error {
 	if m.IsRequest() {
 		cred = f.credential(ctx, m)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if f.gone {
-		return nil
+	receive := func() {
+		if f.gone {
+			return
+		}
+		f.presented = cred
+		e.layer.Receive(f, m)
+		f.presented = credential{}
 	}
-	f.presented = cred
-	e.layer.Receive(f, m)
-	f.presented = credential{}
+	if e.fault("message of a browser", func() { e.locked(receive) }) {
+		return closing{ws.StatusInternalServerError, "internal error"}
+	}
 	return nil
 }
 

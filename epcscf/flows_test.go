@@ -190,6 +190,9 @@ func (h *house) act(u *ua, words, fields []string, at string) {
 			body = v
 			continue
 		}
+		if u.dialog != nil {
+			f = strings.ReplaceAll(f, "{local}", u.dialog.local)
+		}
 		kept = append(kept, f)
 	}
 	fields = kept
@@ -229,7 +232,10 @@ func (h *house) act(u *ua, words, fields []string, at string) {
 	case what == "MESSAGE" || what == "OPTIONS" && len(words) > 1 || what == "SUBSCRIBE":
 		to := "sip:" + words[1] + "@" + testDomain
 		m := u.request(what, to, newBranch(), "t"+u.name, "", to, 1, newBranch())
-		u.raw(edit(m, fields, ""))
+		if body != "" {
+			body = description("")
+		}
+		u.raw(edit(m, fields, body))
 	case what >= "A":
 		u.within(what, "", fields...)
 	default:

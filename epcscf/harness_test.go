@@ -186,6 +186,9 @@ func (h *house) clean() {
 			}
 		}
 	}
+	if n := h.edge.Stats().Faults; n != 0 {
+		h.t.Errorf("%d panics", n)
+	}
 	if strings.Contains(h.log.String(), "eyJ") {
 		h.t.Error("a token is in the log")
 	}
@@ -351,7 +354,7 @@ func edit(m string, fields []string, body string) string {
 			head = append(head, strings.TrimPrefix(f, "+"))
 		}
 	}
-	if body != "" {
+	if body != "" && !strings.Contains(strings.Join(fields, "\n"), "Content-Type:") {
 		head = append(head, "Content-Type: application/sdp")
 	}
 	head = append(head, fmt.Sprintf("Content-Length: %d", len(body)))

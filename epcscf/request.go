@@ -52,7 +52,7 @@ func (e *Edge) onRequest(tx *siptx.ServerTx) {
 // dialog or no dialog.
 func (e *Edge) fromBrowser(tx *siptx.ServerTx, f *flow) {
 	m, cred := tx.Request, f.presented
-	if cred.found && cred.claims == nil {
+	if cred.found && cred.claims == nil && !(m.Method == "BYE" && m.ToTag() != "") { // a call may be ended also with a token that has run out meanwhile
 		e.challenge(tx, f, cred)
 		return
 	}
@@ -102,7 +102,7 @@ func (e *Edge) fromBrowser(tx *siptx.ServerTx, f *flow) {
 }
 
 func sameSubject(b *binding, cred credential) bool {
-	return cred.claims.Subject == b.subject && cred.claims.IMS.IMPI == b.impi
+	return cred.claims != nil && cred.claims.Subject == b.subject && cred.claims.IMS.IMPI == b.impi
 }
 
 func (e *Edge) noDialog(tx *siptx.ServerTx) {
@@ -148,13 +148,37 @@ func (e *Edge) toBrowser(m *siptx.Message) *siptx.Message {
 	return c
 }
 
-// relay forwards a request that makes no dialog and carries no session description, and its answers.
+// relay forwards a request that makes no dialog and may carry no session description, and its
+// answers. A description would go unread, and with it a fingerprint or an address.
 func (e *Edge) relay(tx *siptx.ServerTx, to siptx.Conn, m *siptx.Message) {
+	if describes(m) {
+		tx.Reply(415, "Unsupported Media Type")
+		return
+	}
 	e.layer.Request(to, m, func(res *siptx.Message) {
-		if res.Status > 100 {
+		switch {
+		case res.Status <= 100:
+		case describes(res):
+			tx.Respond(e.answer(tx, res, nil))
+		default:
 			tx.Respond(e.answer(tx, res, res.Body))
 		}
 	})
+}
+
+// describes says whether a body is, or may hold, a session description or a piece of one (RFC 8840).
+func describes(m *siptx.Message) bool {
+	if len(m.Body) == 0 {
+		return false
+	}
+	t := mediaType(m)
+	return t == "" || t == "application/sdp" || t == "application/trickle-ice-sdpfrag" || strings.HasPrefix(t, "multipart/") || m.Get("Content-Encoding") != ""
+}
+
+// mediaType is the type of the body, in lower case, without parameters.
+func mediaType(m *siptx.Message) string {
+	t, _, _ := strings.Cut(m.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(t))
 }
 
 // answer makes, for the side that sent tx, what the other side's answer res says: the hops of tx,
@@ -166,8 +190,8 @@ func (e *Edge) answer(tx *siptx.ServerTx, res *siptx.Message, body []byte) *sipt
 		status, reason = 430, "Flow Failed" // RFC 5626 §5.3
 	}
 	r := tx.Request.Response(status, reason)
-	if res.ToTag() != "" {
-		r.Set("To", res.Get("To"))
+	if tag := res.ToTag(); tag != "" && tx.Request.ToTag() == "" {
+		r.Set("To", r.Get("To")+";tag="+tag) // no more than the tag of what the answerer says
 	}
 	if tx.Request.Method == "REGISTER" {
 		return r
@@ -179,7 +203,7 @@ func (e *Edge) answer(tx *siptx.ServerTx, res *siptx.Message, body []byte) *sipt
 	for _, h := range screened(res).Headers {
 		switch strings.ToLower(h.Name) {
 		case "from", "to", "call-id", "cseq":
-		case "content-type", "content-disposition":
+		case "content-type", "content-disposition", "content-encoding", "content-language":
 			if len(body) > 0 {
 				r.Headers = append(r.Headers, h)
 			}
@@ -278,9 +302,14 @@ func (e *Edge) inDialog(tx *siptx.ServerTx, f *flow, browser bool, cred credenti
 		e.noDialog(tx)
 		return
 	}
-	if browser && cred.found && cred.claims.Subject != c.subject {
+	switch {
+	case browser && cred.claims != nil && cred.claims.Subject != c.subject:
 		e.stats.Refused.Identity++
 		tx.Reply(403, "Token Is Not Yours")
+		return
+	case browser && siptx.AOROf(m.Get("From")) != aorOf(c.browser.uri):
+		e.stats.Refused.Identity++
+		tx.Reply(403, "Identity Is Not Yours")
 		return
 	}
 	c.count(m, browser)

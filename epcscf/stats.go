@@ -14,6 +14,7 @@ type Stats struct {
 	CallsAnswered   uint64
 	CallsFailed     uint64 // ended by the edge: media lost, WebSocket gone, shutdown
 	CoreConnections int
+	Faults          uint64 // panics that were caught: each is a bug, and one line in the log
 
 	Refused Refused
 }

@@ -339,18 +339,28 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// FuzzMessage gives a registered browser's edge whatever bytes as messages: it must live on.
+// FuzzMessage gives whatever bytes as messages of a registered browser: the edge must live on, and
+// end with nothing left.
 func FuzzMessage(f *testing.F) {
 	seed := &ua{h: &house{}, name: "alice", host: "x.invalid", user: "u", auth: "Bearer a.b.c"}
 	for _, m := range []string{"REGISTER", "INVITE", "BYE", "OPTIONS", "CANCEL", "ACK", "MESSAGE"} {
 		f.Add([]byte(edit(seed.request(m, "sip:bob@ims.test", "c", "t", "", seed.aor(), 1, "z9hG4bKx"), []string{"Contact: <" + seed.contact() + ">"}, "")))
 	}
 	f.Add([]byte("SIP/2.0 200 OK\r\nVia: SIP/2.0/WS x;branch=z9hG4bKx\r\nTo: <sip:a@b>\r\nFrom: <sip:a@b>;tag=1\r\nCall-ID: c\r\nCSeq: 1 INVITE\r\n\r\n"))
+	for _, m := range []string{"INVITE", "MESSAGE"} {
+		f.Add([]byte(edit(seed.request(m, "sip:bob@ims.test", "c", "t", "", seed.aor(), 1, "z9hG4bKx"), []string{"Contact: <" + seed.contact() + ">", "-Authorization"}, sdpFile(f, "offer.sdp", "alice"))))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, fl := bareEdge(t)
+		e.locked(func() {
+			bound := &binding{flow: fl, impu: "sip:alice@ims.test", serviceRoute: []string{"sip:orig@127.0.0.1:1;lr"}, timer: time.NewTimer(time.Hour)}
+			fl.bindings[bound.impu] = bound
+			e.bindings[bound] = struct{}{}
+		})
 		_ = fl.message(context.Background(), b)
 		e.locked(func() { e.flowGone(fl); e.layer.Close() })
-		if s := e.Stats(); s.Flows != 0 || s.Bindings != 0 {
+		e.work.Wait()
+		if s := e.Stats(); s.Flows != 0 || s.Bindings != 0 || s.Calls != 0 || s.Faults != 0 {
 			t.Fatalf("%+v", s)
 		}
 	})
