@@ -124,7 +124,7 @@ func (d *discovery) ask(ctx context.Context) (*metadata, error) {
 	req.Header.Set("Accept", "application/json")
 	resp, err := d.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("wwsf: metadata of the WAF: %w; see that it runs and that wwsf.waf names it", err)
+		return nil, fmt.Errorf("wwsf: metadata of the WAF: %w; see that it runs and that https.url names it", err)
 	}
 	defer func() { _ = resp.Body.Close() }() // only read from
 	if resp.StatusCode != http.StatusOK {

@@ -78,19 +78,19 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Scope == "" {
 		cfg.Scope = "sip"
 	}
-	issuer, err := origin("wwsf.waf", cfg.WAF, "https")
+	issuer, err := origin("the WAF's URL", cfg.WAF, "https")
 	if err != nil {
 		return nil, err
 	}
 	if issuer != cfg.WAF {
-		return nil, fmt.Errorf("wwsf: wwsf.waf is %q: the issuer is an origin alone, write %q", cfg.WAF, issuer)
+		return nil, fmt.Errorf("wwsf: the WAF's URL is %q: the issuer is an origin alone, write %q", cfg.WAF, issuer)
 	}
-	edge, err := origin("wwsf.sip_url", cfg.SIPURL, "wss")
+	edge, err := origin("the WebSocket's URL", cfg.SIPURL, "wss")
 	if err != nil {
 		return nil, err
 	}
 	if !domainName.MatchString(cfg.Domain) {
-		return nil, fmt.Errorf("wwsf: wwsf.domain is %q: write the home domain, such as \"ims.test\"", cfg.Domain)
+		return nil, fmt.Errorf("wwsf: the home domain is %q: write one such as \"ims.test\"", cfg.Domain)
 	}
 	return &Server{
 		log:   cfg.Log,
@@ -101,8 +101,8 @@ func New(cfg Config) (*Server, error) {
 	}, nil
 }
 
-// origin returns scheme://host[:port] of raw, which configuration key key holds.
-func origin(key, raw, scheme string) (string, error) {
+// origin returns scheme://host[:port] of raw, which what names in errors.
+func origin(what, raw, scheme string) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case raw == "":
@@ -117,7 +117,7 @@ func origin(key, raw, scheme string) (string, error) {
 		err = fmt.Errorf("is %q: write %s://host[:port] and at most a path", raw, scheme)
 	}
 	if err != nil {
-		return "", fmt.Errorf("wwsf: %s %w", key, err)
+		return "", fmt.Errorf("wwsf: %s %w", what, err)
 	}
 	return scheme + "://" + strings.ToLower(u.Host), nil
 }

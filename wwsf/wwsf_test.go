@@ -52,23 +52,21 @@ func newServer(t *testing.T, cfg Config) *Server {
 	return s
 }
 
-func get(s *Server, target string, change ...func(*http.Request)) *http.Response {
+// replied is an answer, read to its end.
+type replied struct {
+	StatusCode int
+	Header     http.Header
+	Body       string
+}
+
+func get(s *Server, target string, change ...func(*http.Request)) replied {
 	r := httptest.NewRequest(http.MethodGet, "https://portal.example.org"+target, nil)
 	for _, f := range change {
 		f(r)
 	}
 	w := httptest.NewRecorder()
 	s.Handler().ServeHTTP(w, r)
-	return w.Result()
-}
-
-func body(t *testing.T, r *http.Response) string {
-	t.Helper()
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
+	return replied{w.Code, w.Result().Header, w.Body.String()}
 }
 
 func asset(ext string) string {
@@ -175,7 +173,7 @@ func TestMethods(t *testing.T) {
 	}
 	full := get(s, "/")
 	head := get(s, "/", func(r *http.Request) { r.Method = "HEAD" })
-	if head.StatusCode != 200 || body(t, head) != "" || head.Header.Get("Content-Length") != full.Header.Get("Content-Length") {
+	if head.StatusCode != 200 || head.Body != "" || head.Header.Get("Content-Length") != full.Header.Get("Content-Length") {
 		t.Errorf("HEAD: %d, Content-Length %q and a body, want as GET without one", head.StatusCode, head.Header.Get("Content-Length"))
 	}
 }
@@ -183,7 +181,7 @@ func TestMethods(t *testing.T) {
 // What the page refers to is there when it is asked for as the page asks.
 func TestPageIsWhole(t *testing.T) {
 	s := newServer(t, testConfig(goodWAF))
-	refs := regexp.MustCompile(`(?:href|src)="(/assets/[^"]+)"`).FindAllStringSubmatch(body(t, get(s, "/")), -1)
+	refs := regexp.MustCompile(`(?:href|src)="(/assets/[^"]+)"`).FindAllStringSubmatch(get(s, "/").Body, -1)
 	if len(refs) < 4 {
 		t.Fatalf("page refers to %d assets", len(refs))
 	}
@@ -196,7 +194,7 @@ func TestPageIsWhole(t *testing.T) {
 
 func TestGzip(t *testing.T) {
 	s := newServer(t, testConfig(goodWAF))
-	plain := body(t, get(s, asset(".js")))
+	plain := get(s, asset(".js")).Body
 	for accept, want := range map[string]bool{
 		"gzip": true, "gzip, deflate, br": true, "br;q=1.0, GZIP;q=0.5": true,
 		"": false, "br": false, "gzip;q=0": false, "gzip;q=0.0": false, "gzip;q=x": false, "xgzip": false,
@@ -212,7 +210,7 @@ func TestGzip(t *testing.T) {
 		if !want {
 			continue
 		}
-		z, err := gzip.NewReader(r.Body)
+		z, err := gzip.NewReader(strings.NewReader(r.Body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -225,7 +223,7 @@ func TestGzip(t *testing.T) {
 func TestConfigJSON(t *testing.T) {
 	s := newServer(t, testConfig(goodWAF))
 	var got map[string]any
-	if err := json.Unmarshal([]byte(body(t, get(s, "/config.json"))), &got); err != nil {
+	if err := json.Unmarshal([]byte(get(s, "/config.json").Body), &got); err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]any{
@@ -259,7 +257,7 @@ func TestWAFDownAndBack(t *testing.T) {
 		if r.StatusCode != 503 || r.Header.Get("Retry-After") == "" || r.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("WAF down: %d, %v", r.StatusCode, r.Header)
 		}
-		text := body(t, r)
+		text := r.Body
 		if !strings.Contains(text, "log-in service is not to be reached") || strings.Contains(text, "EOF") || strings.Contains(text, "waf.test") {
 			t.Errorf("WAF down: body is %s", text)
 		}
@@ -349,7 +347,7 @@ func TestMetadataRefused(t *testing.T) {
 			cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 			s := newServer(t, cfg)
 			if r := get(s, "/config.json"); r.StatusCode != 503 {
-				t.Errorf("answer %d: %s", r.StatusCode, body(t, r))
+				t.Errorf("answer %d: %s", r.StatusCode, r.Body)
 			}
 			if got := strings.ReplaceAll(log.String(), `\"`, `"`); !strings.Contains(got, c.want) {
 				t.Errorf("log is %s; want it to say %s", got, c.want)
@@ -365,10 +363,9 @@ func TestMetadataRefused(t *testing.T) {
 func TestServe(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	synctest.Test(t, func(t *testing.T) {
-		asked := 0
+		var asked atomic.Int64
 		s := newServer(t, testConfig(func(r *http.Request) (*http.Response, error) {
-			asked++
-			if asked < 4 {
+			if asked.Add(1) < 4 {
 				return nil, io.ErrUnexpectedEOF
 			}
 			return goodWAF(r)
@@ -378,18 +375,18 @@ func TestServe(t *testing.T) {
 		go func() { done <- s.Serve(ctx) }()
 		time.Sleep(2 * time.Second) // tries at 0, 0.25, 0.75 and 1.75 s
 		synctest.Wait()
-		if asked != 4 {
-			t.Errorf("asked %d times in 2 s, want 4", asked)
+		if asked.Load() != 4 {
+			t.Errorf("asked %d times in 2 s, want 4", asked.Load())
 		}
-		if r := get(s, "/config.json"); r.StatusCode != 200 || asked != 4 {
-			t.Errorf("first visitor: %d after %d questions", r.StatusCode, asked)
+		if r := get(s, "/config.json"); r.StatusCode != 200 || asked.Load() != 4 {
+			t.Errorf("first visitor: %d after %d questions", r.StatusCode, asked.Load())
 		}
 		time.Sleep(time.Hour)
 		if r := get(s, "/config.json"); r.StatusCode != 200 {
 			t.Errorf("after an hour: %d", r.StatusCode)
 		}
-		if asked > 20 {
-			t.Errorf("asked %d times in an hour", asked)
+		if asked.Load() > 20 {
+			t.Errorf("asked %d times in an hour", asked.Load())
 		}
 		cancel()
 		if err := <-done; err != nil {
@@ -404,16 +401,16 @@ func TestNewRefuses(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		{func(c *Config) { c.WAF = "" }, "wwsf: wwsf.waf is missing"},
-		{func(c *Config) { c.WAF = "http://waf.test" }, `wwsf: wwsf.waf is "http://waf.test": its scheme has to be https`},
-		{func(c *Config) { c.WAF = "https://waf.test/x" }, `wwsf: wwsf.waf is "https://waf.test/x": the issuer is an origin alone, write "https://waf.test"`},
-		{func(c *Config) { c.WAF = "https://waf.test/" }, `wwsf: wwsf.waf is "https://waf.test/": the issuer is an origin alone, write "https://waf.test"`},
+		{func(c *Config) { c.WAF = "" }, "wwsf: the WAF's URL is missing"},
+		{func(c *Config) { c.WAF = "http://waf.test" }, `wwsf: the WAF's URL is "http://waf.test": its scheme has to be https`},
+		{func(c *Config) { c.WAF = "https://waf.test/x" }, `wwsf: the WAF's URL is "https://waf.test/x": the issuer is an origin alone, write "https://waf.test"`},
+		{func(c *Config) { c.WAF = "https://waf.test/" }, `wwsf: the WAF's URL is "https://waf.test/": the issuer is an origin alone, write "https://waf.test"`},
 		{func(c *Config) { c.WAF = "https://u:p@waf.test" }, `is "https://u:xxxxx@waf.test": it must not hold`},
-		{func(c *Config) { c.WAF = "https://waf.test; script-src *" }, "wwsf.waf is"},
-		{func(c *Config) { c.SIPURL = "" }, "wwsf: wwsf.sip_url is missing"},
-		{func(c *Config) { c.SIPURL = "ws://edge.test/sip" }, `wwsf: wwsf.sip_url is "ws://edge.test/sip": its scheme has to be wss`},
-		{func(c *Config) { c.Domain = "" }, `wwsf: wwsf.domain is "": write the home domain, such as "ims.test"`},
-		{func(c *Config) { c.Domain = "ims test" }, "wwsf.domain"},
+		{func(c *Config) { c.WAF = "https://waf.test; script-src *" }, "the WAF's URL is"},
+		{func(c *Config) { c.SIPURL = "" }, "wwsf: the WebSocket's URL is missing"},
+		{func(c *Config) { c.SIPURL = "ws://edge.test/sip" }, `wwsf: the WebSocket's URL is "ws://edge.test/sip": its scheme has to be wss`},
+		{func(c *Config) { c.Domain = "" }, `wwsf: the home domain is "": write one such as "ims.test"`},
+		{func(c *Config) { c.Domain = "ims test" }, "the home domain"},
 	} {
 		cfg := good
 		c.change(&cfg)

@@ -17,6 +17,7 @@ let phone: Phone | undefined;
 let rest = 0;
 let renewTimer = 0;
 let renewDue = false;
+let lapsed = ""; // why the log-in no longer serves, told once the call is over
 
 /** config asks the portal which WAF to use, and again until it knows. */
 async function config(): Promise<Config> {
@@ -72,7 +73,8 @@ function enter(c: Config, who: Login): void {
         rest = window.setTimeout(() => {
           if (document.body.dataset.call === "ended") document.body.dataset.call = "idle";
         }, restUnits);
-        if (renewDue) void login(true);
+        if (lapsed) out(lapsed);
+        else if (renewDue) void login(true);
       }
     },
     path: view.path,
@@ -87,10 +89,8 @@ function enter(c: Config, who: Login): void {
       });
     },
     loggedOut(text) {
-      if (phone?.busy) return; // the call may go on; the refusal comes again with the next registration
-      away();
-      view.landing();
-      view.error(`${text} Log in again to go on.`.replace(/ Log in again\. Log in again to go on\.$/, " Log in again."));
+      if (phone?.busy) lapsed = text; // the call may go on
+      else out(text);
     },
   };
   phone = new Phone(c, who, tell);
@@ -127,10 +127,18 @@ function enter(c: Config, who: Login): void {
   };
 }
 
+/** out is the way back to the landing for somebody whose log-in no longer serves. */
+function out(text: string): void {
+  away();
+  view.landing();
+  view.error(/Log in again/.test(text) ? text : `${text} Log in again to go on.`);
+}
+
 function away(): void {
   clearTimeout(renewTimer);
   clearTimeout(rest);
   renewDue = false;
+  lapsed = "";
   const p = phone;
   phone = undefined;
   p?.stop();

@@ -63,6 +63,7 @@ interface Live extends Call {
   clicked: number; // performance.now() of the click on call or answer
   firstAudio: number | null;
   connected: boolean;
+  broken: boolean;
   over: boolean;
   fault?: string; // words that go before what SIP says
   relayError?: number;
@@ -108,7 +109,7 @@ export class Phone {
     });
     ua.on("disconnected", () => {
       clearTimeout(this.retryTimer);
-      if (!this.stopping) this.tell.registration("lost", been ? "Connection lost, reconnecting" : "Gateway not reached, trying again");
+      if (!this.stopping) this.tell.registration("lost", !navigator.onLine ? "You are offline" : been ? "Connection lost, reconnecting" : "Gateway not reached, trying again");
     });
     ua.on("registered", () => {
       this.retry = 0;
@@ -230,6 +231,7 @@ export class Phone {
       clicked: 0,
       firstAudio: null,
       connected: false,
+      broken: false,
       over: false,
       timers: [],
     };
@@ -327,7 +329,10 @@ export class Phone {
     pc.addEventListener("track", (e) => this.tell.sound(e.streams[0] ?? new MediaStream([e.track])));
     pc.addEventListener("connectionstatechange", () => {
       if (pc.connectionState === "connected") call.connected = true;
-      if (call.connected && !call.over) this.tell.interrupted(pc.connectionState === "disconnected" || pc.connectionState === "failed");
+      const broken = pc.connectionState === "disconnected" || pc.connectionState === "failed";
+      if (!call.answered || call.over || broken === call.broken) return;
+      call.broken = broken;
+      this.tell.interrupted(broken);
     });
     call.timers.push(window.setInterval(() => void this.report(call), 1000));
     const until = performance.now() + audioPatience;

@@ -4,11 +4,9 @@
 let context: AudioContext | undefined;
 let playing: { stop(): void } | undefined;
 
-/** unlock lets later sounds out; browsers want it called from a click or a key. */
+/** unlock lets sounds out that the browser has held back; it wants to be called from a click or a key. */
 export function unlock(): void {
-  if (!("AudioContext" in window)) return;
-  context ??= new AudioContext();
-  if (context.state === "suspended" && playing) void context.resume();
+  if (playing && context?.state === "suspended") void context.resume();
 }
 
 /** bell rings for the person called, until hush. */
@@ -32,8 +30,8 @@ export function hush(): void {
 
 function start(every: number, round: (c: AudioContext, out: AudioNode, t: number) => void): void {
   hush();
-  if (!context) return;
-  const c = context;
+  if (!("AudioContext" in window)) return;
+  const c = (context ??= new AudioContext()); // suspended until unlock, where nothing was clicked on this page yet
   const out = c.createGain();
   out.connect(c.destination);
   void c.resume();
