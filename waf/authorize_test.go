@@ -169,7 +169,7 @@ func TestPagesAreGuarded(t *testing.T) {
 	}
 	b := check(l.request("GET", "/oauth/authorize?"+asked("state", `"><script>alert(1)</script>`).Encode(), nil), "'self' https://portal.ims.test")
 	for _, want := range []string{"The &lt;portal&gt;", `lang="en"`, `<label for="username">`, `<label for="password">`, `autocomplete="current-password"`, `name="viewport"`,
-		"<main>", "<h1>Sign in</h1>", stylePath(), "Names &amp; passwords"} {
+		"<main>", "<h1>Log in</h1>", stylePath(), "Names &amp; passwords"} {
 		if !strings.Contains(b, want) {
 			t.Errorf("the page has no %s", want)
 		}

@@ -163,7 +163,7 @@ func (s *Server) logout(w http.ResponseWriter, r *http.Request) {
 		to = ""
 	}
 	if ok && r.Method == http.MethodGet {
-		p := page{Title: "Sign out?", Text: "You are signed in as " + sess.user + ".", Action: "/oauth/logout", Button: "Sign out"}
+		p := page{Title: "Log out?", Text: "You are logged in as " + sess.user + ".", Action: "/oauth/logout", Button: "Log out"}
 		if to != "" {
 			p.Action += "?" + url.Values{"client_id": {q.Get("client_id")}, "post_logout_redirect_uri": {to}}.Encode()
 			p.formTo = originOf(to)
@@ -186,7 +186,7 @@ func (s *Server) logout(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusSeeOther)
 		return
 	}
-	s.page(w, http.StatusOK, page{Title: "Signed out", Text: "You are signed out. You can close this window."})
+	s.page(w, http.StatusOK, page{Title: "Logged out", Text: "You are logged out. You can close this window."})
 }
 
 // refuseForgery answers a form that a page of another origin sent.

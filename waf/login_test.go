@@ -104,7 +104,7 @@ func TestLoginRefusesForms(t *testing.T) {
 	if r.StatusCode != http.StatusSeeOther {
 		t.Errorf("own page: %d", r.StatusCode)
 	}
-	if r := l.request("GET", target, nil); r.StatusCode != http.StatusOK || !strings.Contains(body(t, r), "Sign in") {
+	if r := l.request("GET", target, nil); r.StatusCode != http.StatusOK || !strings.Contains(body(t, r), "Log in") {
 		t.Errorf("reload by address: %d", r.StatusCode)
 	}
 }
@@ -399,7 +399,7 @@ func TestLogout(t *testing.T) {
 		return l.request("GET", "/oauth/authorize?"+asked().Encode(), nil, withCookie(cookie)).StatusCode == http.StatusSeeOther
 	}
 	r := l.request("GET", "/oauth/logout?client_id=wic&post_logout_redirect_uri="+url.QueryEscape(redirect), nil, withCookie(cookie))
-	if b := body(t, r); r.StatusCode != http.StatusOK || !strings.Contains(b, "Sign out?") || !strings.Contains(b, "alice") || !loggedIn() ||
+	if b := body(t, r); r.StatusCode != http.StatusOK || !strings.Contains(b, "Log out?") || !strings.Contains(b, "alice") || !loggedIn() ||
 		!strings.Contains(r.Header.Get("Content-Security-Policy"), "form-action 'self' https://portal.ims.test;") {
 		t.Errorf("GET: %d %s", r.StatusCode, b)
 	}

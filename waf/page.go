@@ -66,7 +66,7 @@ func (s *Server) page(w http.ResponseWriter, status int, p page) {
 }
 
 func (s *Server) loginPage(w http.ResponseWriter, status int, a authorization, typed, problem string) {
-	p := page{Title: "Sign in", Login: true, Action: "/oauth/login?" + a.query(), Button: "Sign in",
+	p := page{Title: "Log in", Login: true, Action: "/oauth/login?" + a.query(), Button: "Log in",
 		Client: a.client.Name, User: typed, Error: problem, Note: s.cfg.Note}
 	if len(typed) > maxValue {
 		p.User = ""

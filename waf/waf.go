@@ -396,6 +396,7 @@ func (s *Server) metadata(w http.ResponseWriter, _ *http.Request) {
 		"issuer":                                         s.cfg.Issuer,
 		"authorization_endpoint":                         at("/oauth/authorize"),
 		"token_endpoint":                                 at("/oauth/token"),
+		"end_session_endpoint":                           at("/oauth/logout"), // OpenID Connect RP-Initiated Logout 1.0 §2.1
 		"jwks_uri":                                       at("/oauth/jwks"),
 		"scopes_supported":                               []string{claims.Scope},
 		"response_types_supported":                       []string{"code"},

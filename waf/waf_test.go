@@ -350,9 +350,10 @@ func TestFlow(t *testing.T) {
 		PKCE   []string `json:"code_challenge_methods_supported"`
 		Grants []string `json:"grant_types_supported"`
 		ISS    bool     `json:"authorization_response_iss_parameter_supported"`
+		Logout string   `json:"end_session_endpoint"`
 	}
 	getJSON(t, browser, web.URL+"/.well-known/oauth-authorization-server", &meta)
-	if meta.Issuer != web.URL || !slices.Equal(meta.PKCE, []string{"S256"}) || !meta.ISS || !slices.Contains(meta.Grants, grantExchange) {
+	if meta.Issuer != web.URL || !slices.Equal(meta.PKCE, []string{"S256"}) || !meta.ISS || meta.Logout != web.URL+"/oauth/logout" || !slices.Contains(meta.Grants, grantExchange) {
 		t.Errorf("metadata %+v", meta)
 	}
 	// AuthStyleAutoDetect tries HTTP Basic first: that must not cost the code.

@@ -52,7 +52,8 @@ func NewChromium(t testing.TB, h *lab.Host, caFile string) *Chromium {
 		chromedp.Flag("no-first-run", true), chromedp.Flag("autoplay-policy", "no-user-gesture-required"),
 		chromedp.Flag("disable-features", "WebRtcHideLocalIpsWithMdns"),
 		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost, EXCLUDE "+lab.Edge),
-		// Two pages are open, and only one can be in front: the other must not be slowed down.
+		// Without a GPU the page's motion takes the CPU that the media needs.
+		chromedp.Flag("force-prefers-reduced-motion", true),
 		chromedp.Flag("disable-background-timer-throttling", true), chromedp.Flag("disable-backgrounding-occluded-windows", true),
 		chromedp.Flag("disable-renderer-backgrounding", true),
 		chromedp.ModifyCmdFunc(func(c *exec.Cmd) {
