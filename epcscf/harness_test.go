@@ -49,7 +49,6 @@ type house struct {
 	log     *safeBuffer
 	uas     map[string]*ua
 	stop    func()
-	change  func(*Config)
 }
 
 var (
@@ -267,7 +266,7 @@ func (h *house) ua(name string) *ua {
 
 func (u *ua) connect() {
 	u.h.t.Helper()
-	ws, _, err := websocket.Dial(context.Background(), "ws"+strings.TrimPrefix(u.h.web.URL, "http"), &websocket.DialOptions{Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}})
+	ws, _, err := websocket.Dial(context.Background(), "ws"+strings.TrimPrefix(u.h.web.URL, "http"), &websocket.DialOptions{Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}}) //nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
 	if err != nil {
 		u.h.t.Fatalf("%s connects: %v", u.name, err)
 	}

@@ -83,19 +83,21 @@ func TestHandshake(t *testing.T) {
 	if s := h.edge.Stats(); s.Refused.Origin != 4 || s.Refused.Protocol != 2 || s.FlowsTotal != 0 {
 		t.Errorf("%+v", s)
 	}
+	noneOpen := func() bool { h.edge.mu.Lock(); defer h.edge.mu.Unlock(); return h.edge.open == 0 }
+	h.wait("the refused ones are counted out", noneOpen)
 	var open []net.Conn
 	for range 3 {
 		c, _ := h.dialRaw()
 		open = append(open, c)
 	}
-	_, res, err := websocket.Dial(t.Context(), h.web.URL, &websocket.DialOptions{Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}})
+	_, res, err := websocket.Dial(t.Context(), h.web.URL, &websocket.DialOptions{Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}}) //nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
 	if err == nil || res.StatusCode != http.StatusTooManyRequests {
 		t.Errorf("a fourth of one address: %v", err)
 	}
 	for _, c := range open {
 		_ = c.Close()
 	}
-	h.wait("they are gone", func() bool { return h.edge.Stats().Flows == 0 })
+	h.wait("they are gone", noneOpen)
 	h.ua("alice").connect()
 }
 

@@ -180,7 +180,7 @@ func TestReadMessage(t *testing.T) {
 			t.Fatalf("%d: %q, %v", i, b, err)
 		}
 	}
-	if _, err := ReadMessage(r, func() {}); err != io.EOF {
+	if _, err := ReadMessage(r, func() {}); !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package siptx
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"strconv"
 	"strings"
@@ -39,7 +40,7 @@ func ReadMessage(r *bufio.Reader, begun func()) ([]byte, error) {
 	length := -1
 	for lines := 0; ; lines++ {
 		line, err := r.ReadSlice('\n')
-		if err == bufio.ErrBufferFull || len(b)+len(line) > MaxHead || lines > maxFields {
+		if errors.Is(err, bufio.ErrBufferFull) || len(b)+len(line) > MaxHead || lines > maxFields {
 			return nil, malformed("header fields over %d bytes, or a line over the buffer", MaxHead)
 		}
 		if err != nil {
@@ -80,7 +81,7 @@ func ReadMessage(r *bufio.Reader, begun func()) ([]byte, error) {
 }
 
 func unexpected(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err
