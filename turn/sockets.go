@@ -50,21 +50,30 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 			continue
 		}
 		t := core.Tuple{Client: unmap(from), Listener: number, Transport: stun.ProtocolUDP}
-		now := time.Now()
-		s.mu.Lock()
-		s.core.FromClient(now, t, buf[:n], &w.out)
-		s.mu.Unlock()
-		if w.out.Cause != core.CauseNone {
-			s.refusals.note(s.log, now, &w.out, t.Client, true)
-		}
-		w.act(&w.out)
-		if m := w.out.Method; m == stun.Allocate || m == stun.Refresh {
-			select {
-			case s.kick <- struct{}{}:
-			default: // it is awake already
-			}
+		s.fromClient(w, time.Now(), t, buf[:n])
+	}
+}
+
+// fromClient hands a client's packet to the core and does what it asks for. It reports whether the
+// client now has an allocation.
+func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byte) (holds bool) {
+	s.mu.Lock()
+	s.core.FromClient(now, t, packet, &w.out)
+	if t.Transport == stun.ProtocolTCP { // nobody else asks
+		holds = s.core.Holds(t)
+	}
+	s.mu.Unlock()
+	if w.out.Cause != core.CauseNone {
+		s.refusals.note(s.log, now, &w.out, t.Client, true)
+	}
+	w.act(&w.out)
+	if m := w.out.Method; m == stun.Allocate || m == stun.Refresh {
+		select {
+		case s.kick <- struct{}{}:
+		default: // it is awake already
 		}
 	}
+	return holds
 }
 
 // act does what the core asks for.
@@ -74,6 +83,10 @@ func (w *worker) act(out *core.Outbox) {
 		a := &out.Actions[i]
 		switch a.Kind {
 		case core.ToClient:
+			if a.Tuple.Transport == stun.ProtocolTCP {
+				s.toStream(a)
+				continue
+			}
 			if _, err := s.listeners[a.Tuple.Listener].WriteToUDPAddrPort(a.Data, a.Tuple.Client); err != nil {
 				s.sendErrors.Add(1) // UDP: it may get lost anyway
 			}

@@ -1,18 +1,19 @@
-// Package turn is the TURN server: STUN and TURN over UDP (RFC 8489, RFC 8656), every client
-// authenticated by a token of the WAF (RFC 7635), in RFC 7635's own shape or in the USERNAME that
+// Package turn is the TURN server: STUN and TURN over UDP, TCP and TLS (RFC 8489, RFC 8656), every
+// client authenticated by a token of the WAF (RFC 7635), in RFC 7635's own shape or in the USERNAME that
 // unmodified browsers can send (DESIGN, Credentials 1).
 //
-//	browser ── STUN, TURN, ChannelData ──► Listen ─┐                  ┌─ relay socket, one an allocation ── peer
-//	                                               ├─ internal/core ──┤
-//	browser ◄──────────────────────────────────────┘                  └─ relay socket ── peer
+//	browser ── STUN, TURN, ChannelData ──► Listen, UDP ───┐                  ┌─ relay socket, one an allocation ── peer
+//	                                                      ├─ internal/core ──┤
+//	browser ── the same, framed ──► TCP, with and without TLS ─┘             └─ relay socket ── peer
 //
 // What is decided about a packet is decided in turn/internal/core, which has no socket and no clock.
-// Here are the sockets, the goroutines (one a listener, one a relay socket, one for the time), and
-// the log. TCP, TLS and DTLS listeners, ephemeral and pushed credentials are not here yet.
+// Here are the sockets, the goroutines (one a listener, one a relay socket, two a connection, one
+// for the time), and the log. DTLS, ephemeral and pushed credentials are not here yet.
 package turn
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -64,6 +65,16 @@ type Config struct {
 	Peers  peerpolicy.Policy
 	Keys   Keys
 
+	// TCP are addresses for clients on TCP and TLS, told apart by their first byte; none = none.
+	TCP []netip.AddrPort
+	// Certificate is the GetCertificate of TLS there; nil = TLS is refused.
+	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Connections at once, and those of one source, an IPv4 address or an IPv6 /64.
+	// Zeros mean 8192 and 256.
+	MaxConnections, MaxConnectionsSource int
+	// Idle is how long a connection may be without an allocation; 0 = 30 s.
+	Idle time.Duration
+
 	Policy   CredentialPolicy
 	GraceMax time.Duration // after a token's expiry; 0 = 12 h; not used by Strict
 
@@ -95,6 +106,9 @@ type Server struct {
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
 	relays    sync.WaitGroup
+	tcp       *listen.Streams // nil = none
+	streams   streams
+	stopping  atomic.Bool
 
 	sendErrors, tooLong atomic.Uint64
 
@@ -107,7 +121,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1)}
+	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
 	for _, a := range cfg.Listen {
 		c, err := listen.UDP("turn.listen", a)
 		if err != nil {
@@ -117,6 +131,9 @@ func New(cfg Config) (*Server, error) {
 		_ = c.SetReadBuffer(listenBuffer)
 		_ = c.SetWriteBuffer(listenBuffer)
 		s.listeners = append(s.listeners, c)
+	}
+	if err := s.newStreams(); err != nil {
+		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 	}
 	peers, err := s.peers()
 	if err != nil {
@@ -150,10 +167,10 @@ func (c *Config) complete() error {
 	switch {
 	case c.Name == "" || len(c.Name) > 127 || strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }):
 		return fmt.Errorf("turn: name %q: want 1 to 127 printable ASCII characters without space, quote or backslash; set turn.name", c.Name)
-	case len(c.Listen) == 0:
+	case len(c.Listen)+len(c.TCP) == 0:
 		return errors.New("turn: no address to listen on; set turn.listen")
-	case len(c.Listen) > 1<<16:
-		return fmt.Errorf("turn: %d addresses to listen on, at most %d", len(c.Listen), 1<<16)
+	case len(c.Listen)+len(c.TCP) > 1<<16:
+		return fmt.Errorf("turn: %d addresses to listen on, at most %d", len(c.Listen)+len(c.TCP), 1<<16)
 	case !c.Relay.Bind.IsValid():
 		return errors.New("turn: no address for relay sockets; set turn.relay.bind")
 	case c.Relay.Advertise.IsUnspecified():
@@ -168,7 +185,8 @@ func (c *Config) complete() error {
 		return errors.New("turn: no keys")
 	case c.Policy > Strict:
 		return fmt.Errorf("turn: credential policy %d is unknown", c.Policy)
-	case c.GraceMax < 0 || c.Quota < 0 || c.MaxAllocations < 0 || c.MaxPermissions < 0 || c.MaxChannels < 0 || c.ReplyBurst < 0 || c.ReplyRate < 0:
+	case c.GraceMax < 0 || c.Quota < 0 || c.MaxAllocations < 0 || c.MaxPermissions < 0 || c.MaxChannels < 0 || c.ReplyBurst < 0 || c.ReplyRate < 0 ||
+		c.MaxConnections < 0 || c.MaxConnectionsSource < 0 || c.Idle < 0:
 		return errors.New("turn: a limit is negative")
 	case c.Drain < 0 || c.Drain > 5*time.Second:
 		return fmt.Errorf("turn: drain %v: want 0 to 5s", c.Drain)
@@ -178,6 +196,7 @@ func (c *Config) complete() error {
 	setDefault(&c.MaxPermissions, 64)
 	setDefault(&c.MaxChannels, 64)
 	setDefault(&c.Drain, 2*time.Second)
+	setDefault(&c.Idle, defaultIdle)
 	all := int(c.Relay.MaxPort) - int(c.Relay.MinPort) + 1
 	if c.MaxAllocations == 0 || c.MaxAllocations > all {
 		c.MaxAllocations = all
@@ -219,7 +238,15 @@ func (s *Server) peers() (peerpolicy.Policy, error) {
 	return s.cfg.Peers.WithListeners(listeners...).WithRelays(own...), nil
 }
 
-// Addrs returns the addresses that the server listens on, ports filled in.
+// TCPAddrs is Addrs for TCP.
+func (s *Server) TCPAddrs() []netip.AddrPort {
+	if s.tcp == nil {
+		return nil
+	}
+	return s.tcp.Addrs()
+}
+
+// Addrs returns the addresses that the server listens on with UDP, ports filled in.
 func (s *Server) Addrs() []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, c := range s.listeners {
@@ -232,13 +259,16 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// Close closes the listening sockets of a server that is not to be served. Serve closes them itself.
+// Close closes the listening sockets and connections of a server that is not to be served. Serve closes them itself.
 func (s *Server) Close() error {
 	var errs []error
 	for _, c := range s.listeners {
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if s.tcp != nil {
+		errs = append(errs, s.tcp.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -253,17 +283,23 @@ func (s *Server) Serve(ctx context.Context) error {
 	for i, c := range s.listeners {
 		readers.Go(func() { s.serveListener(uint16(i), c) })
 	}
+	if s.tcp != nil {
+		readers.Go(func() { s.tcp.Serve(s.serveStream) })
+	}
 	<-ctx.Done()
 	s.drain()
-	closeErr := s.Close()
-	readers.Wait() // from here on no relay is opened
-	close(stop)
-	timer.Wait()
+	// Nothing new is allocated any more. This comes before the connections are closed, so that the
+	// end of their allocations has its true cause.
 	w := newWorker(s)
 	s.mu.Lock()
 	s.core.EndAll(time.Now(), &w.out)
 	s.mu.Unlock()
 	w.act(&w.out)
+	s.stopping.Store(true)
+	closeErr := s.Close()
+	readers.Wait() // from here on no relay is opened
+	close(stop)
+	timer.Wait()
 	s.relays.Wait()
 	return closeErr
 }
@@ -340,8 +376,15 @@ type Stats struct {
 	// Relayed payload.
 	ToPeerPackets, ToPeerBytes, ToClientPackets, ToClientBytes uint64
 
-	SendErrors uint64 // packets that the kernel did not take
+	SendErrors uint64 // packets that the kernel did not take, or whose connection was gone
 	TooLong    uint64 // packets of peers above 4096 bytes, dropped
+
+	// Clients on TCP and TLS.
+	Connections        int // now
+	TCP, TLS           uint64
+	ConnectionsRefused map[string]uint64 // before a first message, by cause
+	ConnectionsEnded   map[string]uint64 // by cause
+	QueueDropped       uint64            // packets of peers that a connection had no room for
 }
 
 // Stats returns the counters.
@@ -361,5 +404,15 @@ func (s *Server) Stats() Stats {
 	for i, n := range c.Ended {
 		out.Ended[core.EndCause(i).String()] = n
 	}
+	if s.tcp == nil {
+		return out
+	}
+	t := s.tcp.Stats()
+	out.Connections, out.TCP, out.TLS, out.ConnectionsRefused = t.Open, t.Plain, t.TLS, t.Refused
+	out.ConnectionsEnded = make(map[string]uint64, numStreamEnds)
+	for i, why := range streamEnds {
+		out.ConnectionsEnded[why] = s.streams.ends[i].Load()
+	}
+	out.QueueDropped = s.streams.dropped.Load()
 	return out
 }

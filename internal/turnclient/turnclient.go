@@ -1,4 +1,4 @@
-// Package turnclient is a TURN client over UDP (RFC 8656) for the probe and for tests. It
+// Package turnclient is a TURN client over UDP, TCP and TLS (RFC 8656) for the probe and for tests. It
 // authenticates in each way that our server knows: RFC 7635's ACCESS-TOKEN, the same token in
 // USERNAME as browsers send it, and any plain long-term credential.
 //
@@ -9,6 +9,7 @@ package turnclient
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -49,12 +50,17 @@ func LongTerm(username string, password secret.Bytes) Credential {
 
 // Config is how a [Client] is. Server is required.
 type Config struct {
-	Server     netip.AddrPort
+	Server netip.AddrPort
+	// Network is how to reach it: "udp", which is the default, "tcp" or "tls".
+	Network string
+	// TLS is for the network tls: RootCAs, and ServerName, which is verified.
+	TLS        *tls.Config
 	Local      netip.AddrPort // to send from; zero = any
 	Credential Credential
 	// RTO is the first wait for an answer; it doubles. 0 = 500 ms (RFC 8489 §6.2.1).
 	RTO time.Duration
-	// Tries is how many times a request is sent. 0 = 7.
+	// Tries is how many times a request is sent; 0 = 7. Over TCP and TLS it is sent once, and
+	// waited for as long as all tries would take (RFC 8489 §6.2.2).
 	Tries int
 }
 
@@ -107,7 +113,7 @@ type Packet struct {
 // Client is one 5-tuple. Its methods may be called by several goroutines.
 type Client struct {
 	cfg  Config
-	conn *net.UDPConn
+	conn transport
 
 	packets chan Packet   // from read to Receive; full = newest dropped; closed by read
 	done    chan struct{} // closed by read when it returns
@@ -123,8 +129,11 @@ type Client struct {
 	dropped  uint64 // answers refused: integrity missing or wrong
 }
 
-// Dial opens a socket. It sends nothing.
+// Dial opens a socket. Over UDP it sends nothing; a connection, it makes.
 func Dial(cfg Config) (*Client, error) {
+	if cfg.Network == "" {
+		cfg.Network = "udp"
+	}
 	if cfg.RTO == 0 {
 		cfg.RTO = 500 * time.Millisecond
 	}
@@ -132,9 +141,9 @@ func Dial(cfg Config) (*Client, error) {
 		cfg.Tries = 7
 	}
 	cfg.Server = netip.AddrPortFrom(cfg.Server.Addr().Unmap(), cfg.Server.Port())
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local(cfg)))
+	conn, err := connect(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("turn: open a socket towards %v: %w", cfg.Server, err)
+		return nil, err
 	}
 	c := &Client{
 		cfg: cfg, conn: conn, cred: cfg.Credential, packets: make(chan Packet, 256), done: make(chan struct{}),
@@ -159,7 +168,7 @@ func local(cfg Config) netip.AddrPort {
 
 // Close closes the socket and waits for the reader. The allocation is left to its time.
 func (c *Client) Close() error {
-	err := c.conn.Close()
+	err := c.conn.close()
 	<-c.done
 	if errors.Is(err, net.ErrClosed) {
 		return nil
@@ -169,8 +178,7 @@ func (c *Client) Close() error {
 
 // LocalAddr returns the address of the client's socket.
 func (c *Client) LocalAddr() netip.AddrPort {
-	a := c.conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	return c.conn.local()
 }
 
 // SetCredential makes cr the credential of the following requests. A Refresh with it renews the
@@ -324,8 +332,7 @@ func (c *Client) Send(peer netip.AddrPort, data []byte) error {
 		b = stun.AppendXORAddress(b, stun.AttrXORPeerAddress, peer)
 		b = stun.AppendAttr(b, stun.AttrData, data)
 	}
-	_, err := c.conn.WriteToUDPAddrPort(b, c.cfg.Server)
-	return err
+	return c.conn.write(b)
 }
 
 // Receive returns the next packet of a peer.
@@ -343,8 +350,7 @@ func (c *Client) Receive(ctx context.Context) (Packet, error) {
 
 // Raw sends b to the server as it is, for tests of bad input.
 func (c *Client) Raw(b []byte) error {
-	_, err := c.conn.WriteToUDPAddrPort(b, c.cfg.Server)
-	return err
+	return c.conn.write(b)
 }
 
 func newID() (id stun.TransactionID) {
@@ -459,8 +465,8 @@ func (c *Client) exchange(ctx context.Context, method stun.Method, body Attribut
 		c.mu.Unlock()
 	}()
 	rto := c.cfg.RTO
-	for range c.cfg.Tries {
-		if _, err := c.conn.WriteToUDPAddrPort(b, c.cfg.Server); err != nil {
+	for try := range c.cfg.Tries {
+		if err := c.resend(try, b); err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return stun.Message{}, false, ErrClosed
 			}
@@ -497,6 +503,14 @@ func (c *Client) exchange(ctx context.Context, method stun.Method, body Attribut
 	return stun.Message{}, false, fmt.Errorf("%w of %v to %v in %d tries", ErrTimeout, c.cfg.Server, method, c.cfg.Tries)
 }
 
+// resend sends a request for the first time, and again where packets get lost.
+func (c *Client) resend(try int, b []byte) error {
+	if try > 0 && c.cfg.Network != "udp" {
+		return nil
+	}
+	return c.conn.write(b)
+}
+
 // accepts reports whether m carries the integrity that it must (RFC 8489 §9.2.5): all but those
 // errors that say that the server does not know our key.
 func (a *authenticator) accepts(m stun.Message) bool {
@@ -518,14 +532,11 @@ func (a *authenticator) accepts(m stun.Message) bool {
 func (c *Client) read() {
 	defer close(c.done)
 	defer close(c.packets)
-	buf := make([]byte, 1<<16)
+	buf := make([]byte, stun.MaxStreamSize)
 	for {
-		n, from, err := c.conn.ReadFromUDPAddrPort(buf)
+		n, err := c.conn.read(buf)
 		if err != nil {
-			return // closed; an unconnected UDP socket has no other errors to tell
-		}
-		if netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) != c.cfg.Server {
-			continue
+			return // closed, by us or by the server
 		}
 		switch stun.Classify(buf[:n]) {
 		case stun.ProtocolChannel:

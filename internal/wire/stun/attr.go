@@ -58,6 +58,8 @@ const (
 	FamilyIPv6 = 0x02
 	// ProtocolUDP is the one transport of REQUESTED-TRANSPORT here (RFC 8656 §18.7).
 	ProtocolUDP = 17
+	// ProtocolTCP is the transport of a client on a stream, TLS or not.
+	ProtocolTCP = 6
 	// MaxUsername is the longest USERNAME to send, in bytes: RFC 8489 §14.3 says below 509.
 	MaxUsername = 508
 )

@@ -5,7 +5,8 @@
 //	peer packet ────► FromPeer ───┤                 ├─► ToPeer:   send from a relay socket
 //	the time ───────► Timeout ────┼──► Core ──► Outbox ─► Open:   open a relay socket, then Opened or OpenFailed
 //	a relay opened ─► Opened ─────┤                 └─► Close:    close it; an allocation has ended
-//	revocation ─────► Revoke ─────┘
+//	revocation ─────► Revoke ─────┤
+//	a lost client ──► Disconnected┘
 //
 // What it never does: keep anything for a source that has not authenticated, except the fixed-size
 // [Budget]; allocate memory for a relayed packet; block. A Core serves one goroutine at a time; its
@@ -90,7 +91,7 @@ type Config struct {
 type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
-	Transport uint8 // IANA protocol number, 17 for UDP
+	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without
 }
 
 // ID names an allocation for the life of a Core. Zero is none.
@@ -203,8 +204,7 @@ func (c *Core) request(r *request, out *Outbox) {
 
 // binding answers a Binding request (RFC 8489 §12). It needs no credential, and draws on the budget.
 func (c *Core) binding(r *request, out *Outbox) {
-	if !c.budget.Take(r.now, r.tuple.Client.Addr()) {
-		c.refuse(out, CauseBudget, nil)
+	if !c.spend(r, out) {
 		return
 	}
 	if r.unknowns > 0 {
@@ -252,6 +252,18 @@ func (c *Core) Revoke(now time.Time, pseudonym string, out *Outbox) int {
 		n++
 	}
 	return n
+}
+
+// Holds reports whether t has an allocation, one still being opened too.
+func (c *Core) Holds(t Tuple) bool { return c.tuples[t] != nil }
+
+// Disconnected tells that the connection t is gone. Its allocation ends with it: no other connection
+// can ever be of the same 5-tuple (RFC 8656 §3.2).
+func (c *Core) Disconnected(now time.Time, t Tuple, out *Outbox) {
+	out.reset()
+	if a := c.tuples[t]; a != nil {
+		c.end(a, now, EndDisconnected, out)
+	}
 }
 
 // Extend is the issuer's news that the session of pseudonym lives until the given time. Under the

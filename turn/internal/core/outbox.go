@@ -136,16 +136,17 @@ type EndCause uint8
 
 // The ends of an allocation.
 const (
-	EndExpired  EndCause = iota // not refreshed in time, or at the end of its credential
-	EndDeleted                  // Refresh with LIFETIME 0
-	EndRevoked                  // Revoke
-	EndShutdown                 // EndAll
-	NumEnds     = iota
+	EndExpired      EndCause = iota // not refreshed in time, or at the end of its credential
+	EndDeleted                      // Refresh with LIFETIME 0
+	EndRevoked                      // Revoke
+	EndShutdown                     // EndAll
+	EndDisconnected                 // the client's connection is gone
+	NumEnds         = iota
 )
 
 // String returns the cause in a word.
 func (c EndCause) String() string {
-	return [NumEnds]string{"expired", "deleted", "revoked", "shutdown"}[c]
+	return [NumEnds]string{"expired", "deleted", "revoked", "shutdown", "disconnected"}[c]
 }
 
 // Ended tells of an allocation that has ended.
