@@ -93,6 +93,7 @@ type house struct {
 	bus    *store.NATS
 	rings  *keyring.Ring
 	ca     *listen.CA // nil where a certificate is configured
+	cert   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client *http.Client
 	users  []waf.User // demo users, where there are any
 }
@@ -128,10 +129,11 @@ func (h *house) build() error {
 	}{
 		{h.has("waf") || h.has("epcscf") || h.has("imsagw"), h.openBus},
 		{h.has("waf") || h.has("turn"), h.openKeys},
+		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
+		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
 		{h.has("turn"), h.turn},
 		{h.has("imsagw"), h.imsagw},
 		{h.has("democore"), h.democore},
-		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return h.openTrust() }},
 		{h.has("waf"), h.waf},
 		{h.has("epcscf"), h.epcscf},
 		{h.has("wwsf"), h.wwsf},
@@ -174,13 +176,13 @@ func (h *house) path(configured, name string) string {
 	return filepath.Join(h.data, name)
 }
 
-// openTrust makes the development CA where no certificate is configured, and the client by which
-// roles call each other.
-func (h *house) openTrust() (err error) {
+// openTrust opens the certificate, makes the development CA where none is configured, and the client
+// by which roles call each other.
+func (h *house) openTrust(*http.ServeMux) (err error) {
 	var pool *x509.CertPool // nil: the system's
 	c := h.file.HTTPS
 	if c.Certificate == "" {
-		hosts := []string{c.URL.Host()}
+		hosts := append([]string{c.URL.Host()}, h.file.TURN.SecureHosts()...)
 		if a := c.Listen.Addr(); a.IsLoopback() {
 			hosts = append(hosts, "localhost", a.String())
 		} else if !a.IsUnspecified() {
@@ -189,7 +191,13 @@ func (h *house) openTrust() (err error) {
 		if h.ca, err = listen.DevelopmentCA(filepath.Join(h.data, "ca"), hosts); err != nil {
 			return err
 		}
-		pool = h.ca.Pool()
+		pool, h.cert = h.ca.Pool(), h.ca.GetCertificate
+	} else {
+		files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) { h.log.Error("certificate not reloaded; the old one stays", "error", err) })
+		if err != nil {
+			return err
+		}
+		h.cert = files.GetCertificate
 	}
 	if c.CA != "" {
 		if pool, err = listen.PoolFile(c.CA); err != nil {
@@ -205,18 +213,7 @@ func (h *house) openTrust() (err error) {
 }
 
 func (h *house) front(mux *http.ServeMux) error {
-	c := h.file.HTTPS
-	var cert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	if h.ca != nil {
-		cert = h.ca.GetCertificate
-	} else {
-		files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) { h.log.Error("certificate not reloaded; the old one stays", "error", err) })
-		if err != nil {
-			return err
-		}
-		cert = files.GetCertificate
-	}
-	f, err := listen.NewFront("https.listen", c.Listen.AddrPort, cert, mux, h.log)
+	f, err := listen.NewFront("https.listen", h.file.HTTPS.Listen.AddrPort, h.cert, mux, h.log)
 	if err != nil {
 		return err
 	}
@@ -251,7 +248,7 @@ func (h *house) turn(*http.ServeMux) error {
 		peers = peerpolicy.General(open...)
 	}
 	s, err := turn.New(turn.Config{
-		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen),
+		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: addrPorts(c.ListenTCP), Certificate: h.cert,
 		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
 		Peers: peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],

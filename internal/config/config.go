@@ -59,6 +59,7 @@ type Bus struct {
 type TURN struct {
 	Name        string     `yaml:"name"`
 	Listen      []AddrPort `yaml:"listen"`
+	ListenTCP   []AddrPort `yaml:"listen_tcp"`
 	URLs        []string   `yaml:"urls"`
 	Keys        string     `yaml:"keys"`
 	Relay       Side       `yaml:"relay"`
@@ -126,7 +127,8 @@ func Default() *File {
 		Log:    Log{Level: Level(slog.LevelInfo), Format: "text"},
 		HTTPS:  HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443")},
 		Bus:    Bus{Replicas: 1},
-		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, URLs: []string{"turn:127.0.0.1:3478?transport=udp"},
+		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
+			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32},
 		WAF: WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour)},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
@@ -375,9 +377,9 @@ func (f *File) check() error {
 		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
 		when(!isName(f.TURN.Name, 127, ".-"), "turn.name: %q is not a name in lower case of at most 127 characters", f.TURN.Name),
-		when(len(f.TURN.Listen) == 0, "turn.listen: names no address"),
+		when(len(f.TURN.Listen)+len(f.TURN.ListenTCP) == 0, "turn.listen: names no address, and turn.listen_tcp neither"),
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
-		turnURLs(f.TURN.URLs),
+		f.TURN.checkURLs(),
 		when(f.TURN.Profile != "ims" && f.TURN.Profile != "general", "turn.profile: want ims or general, not %q", f.TURN.Profile),
 		when(!slices.Contains([]string{"session", "call-grace", "strict"}, f.TURN.Credentials), "turn.credentials: want session, call-grace or strict, not %q", f.TURN.Credentials),
 		when(f.TURN.Quota < 1 || f.TURN.Quota > 10000, "turn.quota: want 1 to 10000, not %d", f.TURN.Quota),
@@ -403,14 +405,69 @@ func (s Side) check(key string) error {
 	)
 }
 
-func turnURLs(urls []string) error {
-	for _, u := range urls {
-		scheme, rest, _ := strings.Cut(u, ":")
-		if (scheme != "turn" && scheme != "turns") || rest == "" || len(u) > 255 || strings.ContainsAny(u, " \t\"\\") {
-			return fmt.Errorf("turn.urls: %q is not a TURN URI (RFC 7065) such as turn:turn.example.org:3478?transport=udp", u)
+// turnURI is a TURN URI (RFC 7065), taken apart.
+type turnURI struct {
+	secure    bool   // turns:
+	host      string // without brackets
+	transport string // udp or tcp, also where it is left out
+}
+
+func parseTURN(s string) (u turnURI, ok bool) {
+	scheme, rest, _ := strings.Cut(s, ":")
+	at, query, asked := strings.Cut(rest, "?")
+	if scheme != "turn" && scheme != "turns" || len(s) > 255 {
+		return u, false
+	}
+	// A TURN URI has no //, so that of a URL lends its parser for host and port.
+	p, err := url.Parse("turn://" + at)
+	if err != nil || p.Host != at || p.Hostname() == "" || strings.ContainsAny(at, " \t\"\\@") {
+		return u, false
+	}
+	if port := p.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return u, false
+		}
+	}
+	u = turnURI{secure: scheme == "turns", host: p.Hostname(), transport: "udp"}
+	if u.secure {
+		u.transport = "tcp" // RFC 7065 §3.2, RFC 5928 §3: TLS over TCP
+	}
+	if asked {
+		transport, found := strings.CutPrefix(query, "transport=")
+		if !found || transport != "udp" && transport != "tcp" {
+			return u, false
+		}
+		u.transport = transport
+	}
+	return u, true
+}
+
+func (t TURN) checkURLs() error {
+	for _, s := range t.URLs {
+		u, ok := parseTURN(s)
+		switch {
+		case !ok:
+			return fmt.Errorf("turn.urls: %q is not a TURN URI (RFC 7065) such as turn:turn.example.org:3478?transport=udp", s)
+		case u.secure && u.transport == "udp":
+			return fmt.Errorf("turn.urls: %q asks for DTLS, which is not served; turns: goes with transport=tcp", s)
+		case u.transport == "tcp" && len(t.ListenTCP) == 0:
+			return fmt.Errorf("turn.urls: %q needs an address in turn.listen_tcp", s)
+		case u.transport == "udp" && len(t.Listen) == 0:
+			return fmt.Errorf("turn.urls: %q needs an address in turn.listen", s)
 		}
 	}
 	return nil
+}
+
+// SecureHosts are the names and addresses by which browsers reach the server over TLS, which its
+// certificate must hold.
+func (t TURN) SecureHosts() (hosts []string) {
+	for _, s := range t.URLs {
+		if u, ok := parseTURN(s); ok && u.secure {
+			hosts = append(hosts, u.host)
+		}
+	}
+	return hosts
 }
 
 func demoUsers(users []string) error {

@@ -107,6 +107,13 @@ func TestRefusals(t *testing.T) {
 		{"credentials", "turn: {credentials: never}\n", "turn.credentials: want session, call-grace or strict"},
 		{"quota", "turn: {quota: 0}\n", "turn.quota: want 1 to 10000, not 0"},
 		{"turn url", "turn: {urls: ['https://x']}\n", "turn.urls: \"https://x\" is not a TURN URI"},
+		{"turn url port", "turn: {urls: ['turn:x:0']}\n", "turn.urls: \"turn:x:0\" is not a TURN URI"},
+		{"turn url transport", "turn: {urls: ['turn:x?transport=sctp']}\n", "is not a TURN URI"},
+		{"turn url like http", "turn: {urls: ['turn://x']}\n", "is not a TURN URI"},
+		{"turns over udp", "turn: {urls: ['turns:x?transport=udp']}\n", "asks for DTLS, which is not served"},
+		{"turns without listener", "turn: {listen_tcp: [], urls: ['turns:x']}\n", "\"turns:x\" needs an address in turn.listen_tcp"},
+		{"turn without listener", "turn: {listen: [], urls: ['turn:x']}\n", "\"turn:x\" needs an address in turn.listen"},
+		{"no listener", "turn: {listen: [], listen_tcp: []}\n", "turn.listen: names no address"},
 		{"no turn url", "turn: {urls: []}\n", "turn.urls: browsers need at least one"},
 		{"low relay port", "turn: {relay: {ports: 80-90}}\n", "turn.relay.ports: want ports from 1024 up, not 80"},
 		{"unspecified", "turn: {relay: {bind: 0.0.0.0}}\n", "turn.relay.bind: 0.0.0.0 needs advertise"},
@@ -156,6 +163,16 @@ func TestFileOverDefaults(t *testing.T) {
 		if d := cmp.Diff(want, got, compareFields); d != "" {
 			t.Errorf("%q (-want +got):\n%s", file, d)
 		}
+	}
+}
+
+func TestSecureHosts(t *testing.T) {
+	c := TURN{URLs: []string{"turn:a.test:3478?transport=tcp", "turns:b.test", "turns:[2001:db8::1]:5349?transport=tcp", "turns:192.0.2.1:443"}}
+	if d := cmp.Diff([]string{"b.test", "2001:db8::1", "192.0.2.1"}, c.SecureHosts()); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff([]string{"localhost"}, Default().TURN.SecureHosts()); d != "" {
+		t.Error(d)
 	}
 }
 
