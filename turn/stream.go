@@ -160,6 +160,7 @@ func (c *stream) write() {
 		_, open = <-c.wake
 		for {
 			b := c.take(spare)
+			spare = b // the queue has the old one
 			if len(b) == 0 {
 				break
 			}
@@ -172,7 +173,6 @@ func (c *stream) write() {
 				}
 				return
 			}
-			spare = b
 			if cap(spare) > 4*bufferFirst {
 				spare = nil
 			}
