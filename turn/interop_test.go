@@ -1,6 +1,7 @@
 package turn
 
 import (
+	"crypto/tls"
 	"net"
 	"testing"
 	"time"
@@ -12,19 +13,51 @@ import (
 )
 
 // TestPion lets pion's TURN client, which knows nothing of tokens, relay with the USERNAME and the
-// credential that a browser would be given.
+// credential that a browser would be given: over UDP, TCP and TLS.
 func TestPion(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) })
-	b := start(t)
+	listening, trust := streamed(t)
+	for network, connect := range map[string]func(*Server) (net.PacketConn, error){
+		"udp": func(*Server) (net.PacketConn, error) { return net.ListenPacket("udp4", "127.0.0.1:0") },
+		"tcp": func(s *Server) (net.PacketConn, error) {
+			c, err := net.Dial("tcp", s.TCPAddrs()[0].String())
+			if err != nil {
+				return nil, err
+			}
+			return pion.NewSTUNConn(c), nil
+		},
+		"tls": func(s *Server) (net.PacketConn, error) {
+			c, err := tls.Dial("tcp", s.TCPAddrs()[0].String(), trust)
+			if err != nil {
+				return nil, err
+			}
+			return pion.NewSTUNConn(c), nil
+		},
+	} {
+		t.Run(network, func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t) })
+			b := start(t, listening)
+			socket, err := connect(b.s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			withPion(t, b, socket)
+			if st := b.s.Stats(); (st.TCP == 1) != (network == "tcp") || (st.TLS == 1) != (network == "tls") {
+				t.Errorf("connections: %+v", st)
+			}
+		})
+	}
+}
+
+func withPion(t *testing.T, b *bench, socket net.PacketConn) {
 	peer := echo(t)
 	kid, tok, mac := b.issue("p1", time.Hour)
-	socket, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer closed(t, socket)
+	server := b.s.Addrs()[0].String()
+	if socket.LocalAddr().Network() != "udp" {
+		server = b.s.TCPAddrs()[0].String()
+	}
 	c, err := pion.NewClient(&pion.ClientConfig{
-		STUNServerAddr: b.s.Addrs()[0].String(), TURNServerAddr: b.s.Addrs()[0].String(), Conn: socket,
+		STUNServerAddr: server, TURNServerAddr: server, Conn: socket,
 		Username: string(token.AppendUsername(nil, kid, tok)), Password: string(token.Credential(mac).Expose()),
 	})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -453,6 +454,31 @@ func TestQueue(t *testing.T) {
 	if c.send(answer, false) {
 		t.Error("queued after the end")
 	}
+}
+
+// TestWriteTimeout: a client whose window stays shut loses its connection.
+func TestWriteTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer closed(t, far)
+		c := &stream{conn: &listen.Conn{Conn: near}, wake: make(chan struct{}, 1)}
+		done := make(chan struct{})
+		go func() { defer close(done); c.write() }()
+		c.send([]byte("taken"), false)
+		if _, err := io.ReadFull(far, make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		c.send([]byte("left"), false)
+		if _, err := near.Read(make([]byte, 1)); err == nil {
+			t.Error("the reader is not woken")
+		}
+		if d := time.Since(begin); d != writeTimeout || c.end != endSlow || !c.ended {
+			t.Errorf("ended after %v as %q", d, streamEnds[c.end])
+		}
+		c.finish()
+		<-done
+	})
 }
 
 // messages is a stream of each kind and padding.

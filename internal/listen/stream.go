@@ -94,15 +94,19 @@ type Conn struct {
 	Listener int    // index in Addrs
 	Remote   netip.AddrPort
 
-	raw net.Conn
+	raw net.Conn // below TLS; nil = Conn
 }
 
 // Abort closes the connection at once: nothing is sent any more, nothing waited for.
 func (c *Conn) Abort() {
-	if t, ok := c.raw.(*net.TCPConn); ok {
+	raw := c.raw
+	if raw == nil {
+		raw = c.Conn
+	}
+	if t, ok := raw.(*net.TCPConn); ok {
 		_ = t.SetLinger(0) // what fails here fails because it is closed
 	}
-	_ = c.raw.Close()
+	_ = raw.Close()
 }
 
 // SetWriteBuffer sets the size of the kernel's buffer for sending, in bytes.

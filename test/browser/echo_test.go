@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"wicgate/imsagw"
 	"wicgate/internal/iq"
 	"wicgate/internal/keyring"
+	"wicgate/internal/listen"
 	"wicgate/internal/peerpolicy"
 	"wicgate/internal/store"
 	"wicgate/internal/token"
@@ -46,15 +48,60 @@ async function offer(servers) {
 
 // TestEcho is the media path alone: Chromium's voice goes through our TURN, with the token in
 // USERNAME, to our gateway, out to the core side in the clear, and back the whole way.
-func TestEcho(t *testing.T) {
+func TestEcho(t *testing.T) { testEcho(t, nil, "udp") }
+
+// TestEchoWithoutUDP is the same where no UDP reaches the TURN server: nothing listens for it, as
+// behind a firewall that drops it without a word. Chromium is told all ways, and takes TCP. Where it is
+// told of TLS alone, it verifies the certificate's name.
+func TestEchoWithoutUDP(t *testing.T) {
+	t.Run("tcp", func(t *testing.T) { testEcho(t, []string{"udp", "tcp"}, "tcp") })
+	t.Run("tls", func(t *testing.T) { testEcho(t, []string{"udp", "tls"}, "tls") })
+}
+
+// testEcho lets the page use the ways to the TURN server that are named, of which the one that is
+// wanted works.
+func testEcho(t *testing.T, ways []string, want string) {
 	lo := netip.MustParseAddr("127.0.0.1")
 	ring := keyring.New("turn.ims.test")
-	srv, err := turn.New(turn.Config{
-		Name: "turn.ims.test", Listen: []netip.AddrPort{netip.AddrPortFrom(lo, 0)}, Keys: ring, Relay: turn.Relay{Bind: lo},
+	cfg := turn.Config{
+		Name: "turn.ims.test", Keys: ring, Relay: turn.Relay{Bind: lo},
 		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(lo, 32), MinPort: 42000, MaxPort: 42099}),
-	})
+	}
+	caFile := ""
+	if want == "udp" {
+		cfg.Listen = []netip.AddrPort{netip.AddrPortFrom(lo, 0)}
+	} else {
+		ca, err := listen.DevelopmentCA(filepath.Join(t.TempDir(), "ca"), []string{"localhost"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		caFile = ca.File
+		cfg.TCP, cfg.Certificate = []netip.AddrPort{netip.AddrPortFrom(lo, 0)}, ca.GetCertificate
+	}
+	srv, err := turn.New(cfg)
 	if err != nil {
 		t.Fatal(err)
+	}
+	var urls []string
+	if want == "udp" {
+		urls = []string{fmt.Sprintf("turn:%v?transport=udp", srv.Addrs()[0])}
+	}
+	for _, way := range ways {
+		port := srv.TCPAddrs()[0].Port()
+		switch way {
+		case "udp":
+			// A socket that takes packets and says nothing, where nothing at all would be answered by ICMP.
+			hole, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(lo, port)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer hole.Close()
+			urls = append(urls, fmt.Sprintf("turn:127.0.0.1:%d?transport=udp", port))
+		case "tcp":
+			urls = append(urls, fmt.Sprintf("turn:127.0.0.1:%d?transport=tcp", port))
+		case "tls":
+			urls = append(urls, fmt.Sprintf("turns:localhost:%d?transport=tcp", port))
+		}
 	}
 	bus := store.NewMemory()
 	gateway, err := imsagw.New(imsagw.Config{Name: "agw1", Bus: bus,
@@ -114,10 +161,10 @@ func TestEcho(t *testing.T) {
 		fmt.Fprint(w, echoPage)
 	}))
 	defer web.Close()
-	page := NewChromium(t, nil, "").Page("echo")
+	page := NewChromium(t, nil, caFile).Page("echo")
 	page.Do(chromedp.Navigate(web.URL))
 
-	servers, err := json.Marshal([]map[string]any{iceServer(t, ring, srv.Addrs()[0])})
+	servers, err := json.Marshal([]map[string]any{iceServer(t, ring, urls)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +190,7 @@ func TestEcho(t *testing.T) {
 	}
 	m := over(3*time.Second, page)[0]
 	t.Logf("3 s: %+v, %d Opus packets seen in the clear", m, opus.Load())
-	if m.Local != "relay" || m.RelayProtocol != "udp" || m.SRTP != "SRTP_AEAD_AES_256_GCM" {
+	if m.Local != "relay" || m.RelayProtocol != want || m.SRTP != "SRTP_AEAD_AES_256_GCM" {
 		t.Errorf("path: %+v", m)
 	}
 	if m.Packets < 100 || m.Energy < 0.001 || opus.Load() < 100 {
@@ -164,7 +211,7 @@ func TestEcho(t *testing.T) {
 func addrOf(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
 
 // iceServer is what the WAF tells a browser: the token in USERNAME.
-func iceServer(t *testing.T, ring *keyring.Ring, addr netip.AddrPort) map[string]any {
+func iceServer(t *testing.T, ring *keyring.Ring, urls []string) map[string]any {
 	t.Helper()
 	kid := ring.KID("p5eud0nym")
 	key, format, _, ok := ring.Key(kid)
@@ -177,7 +224,7 @@ func iceServer(t *testing.T, ring *keyring.Ring, addr netip.AddrPort) map[string
 		t.Fatal(err)
 	}
 	return map[string]any{
-		"urls":     []string{"turn:" + addr.String() + "?transport=udp"},
+		"urls":     urls,
 		"username": string(token.AppendUsername(nil, kid, tok)), "credential": string(token.Credential(mac).Expose()),
 	}
 }
