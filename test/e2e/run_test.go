@@ -2,7 +2,10 @@
 package e2e_test
 
 import (
+	"crypto/tls"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +15,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"wicgate/internal/listen"
+	"wicgate/internal/turnclient"
 	"wicgate/test/lab"
 )
 
@@ -103,6 +108,50 @@ func TestDrainWithIdleConnections(t *testing.T) {
 		t.Errorf("Ctrl-C: %v", err)
 	}
 	if d := time.Since(begin); d > 8*time.Second {
+		t.Errorf("took %v to end", d)
+	}
+}
+
+// TestTURNOverTLS: the server's TCP port speaks TLS too, with a certificate of the development CA for
+// the name in turn.urls, and a silent connection does not hold the end back.
+func TestTURNOverTLS(t *testing.T) {
+	data := lab.DataFolder(t)
+	cfg := filepath.Join(data, "wicgate.yaml")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := netip.MustParseAddrPort(l.Addr().String())
+	l.Close()
+	text := fmt.Sprintf("turn: {listen: ['127.0.0.1:0'], listen_tcp: ['%v'], urls: ['turns:turn.ims.test:%d?transport=tcp']}\n", addr, addr.Port())
+	if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := lab.Start(t, nil, data, "--config", cfg, "turn")
+	pool, err := listen.PoolFile(filepath.Join(data, "ca", "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"tcp", "tls"} {
+		c, err := turnclient.Dial(turnclient.Config{Server: addr, Network: network, TLS: &tls.Config{RootCAs: pool, ServerName: "turn.ims.test"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got, err := c.Binding(t.Context()); err != nil || got != c.LocalAddr() {
+			t.Errorf("%s: %v, %v", network, got, err)
+		}
+	}
+	silent, err := net.Dial("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	begin := time.Now()
+	if err := p.Stop(); err != nil {
+		t.Errorf("Ctrl-C: %v", err)
+	}
+	if d := time.Since(begin); d > 5*time.Second {
 		t.Errorf("took %v to end", d)
 	}
 }
