@@ -338,9 +338,17 @@ func TestNonceOfAnotherTransport(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	listening, _ := streamed(t)
 	b := start(t, listening)
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
-	if err != nil {
-		t.Fatal(err)
+	var tcp net.Conn
+	var udp *net.UDPConn
+	for try := 0; udp == nil; try++ { // the port of one may be taken for the other
+		var err error
+		if tcp, err = net.Dial("tcp4", b.s.TCPAddrs()[0].String()); err != nil {
+			t.Fatal(err)
+		}
+		defer closed(t, tcp)
+		if udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(tcp.LocalAddr().(*net.TCPAddr).AddrPort())); err != nil && try == 10 {
+			t.Fatal(err)
+		}
 	}
 	defer closed(t, udp)
 	ask := func(conn net.Conn, nonce []byte) (code int, fresh []byte) {
@@ -352,6 +360,7 @@ func TestNonceOfAnotherTransport(t *testing.T) {
 			m = stun.AppendAttr(m, stun.AttrNonce, nonce)
 			m = stun.NewHasher().AppendIntegrity(m, []byte("key"))
 		}
+		var err error
 		if u, ok := conn.(*net.UDPConn); ok {
 			_, err = u.WriteToUDPAddrPort(m, b.s.Addrs()[0])
 		} else {
@@ -381,11 +390,6 @@ func TestNonceOfAnotherTransport(t *testing.T) {
 	if code, _ := ask(udp, nonce); code != 401 {
 		t.Errorf("on UDP: %d, want 401: the nonce is good, the user name is not", code)
 	}
-	tcp, err := net.DialTCP("tcp4", net.TCPAddrFromAddrPort(udp.LocalAddr().(*net.UDPAddr).AddrPort()), net.TCPAddrFromAddrPort(b.s.TCPAddrs()[0]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closed(t, tcp)
 	code, nonce := ask(tcp, nonce)
 	if code != 438 {
 		t.Errorf("the same nonce on TCP: %d, want 438", code)

@@ -95,7 +95,7 @@ func testEcho(t *testing.T, ways []string, want string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer hole.Close()
+			defer func() { _ = hole.Close() }() // it has sent nothing
 			urls = append(urls, fmt.Sprintf("turn:127.0.0.1:%d?transport=udp", port))
 		case "tcp":
 			urls = append(urls, fmt.Sprintf("turn:127.0.0.1:%d?transport=tcp", port))

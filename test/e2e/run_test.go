@@ -137,7 +137,7 @@ func TestTURNOverTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		defer func() { _ = c.Close() }() // the server has ended before
 		if got, err := c.Binding(t.Context()); err != nil || got != c.LocalAddr() {
 			t.Errorf("%s: %v, %v", network, got, err)
 		}
