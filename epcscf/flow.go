@@ -2,6 +2,7 @@ package epcscf
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -360,15 +361,18 @@ func (f *flow) message(ctx context.Context, b []byte) error {
 		return nil
 	}
 	e := f.e
-	m, err := siptx.Parse(b, false)
+	m, err := siptx.ParseClient(b, false)
 	if err != nil {
 		e.locked(func() { e.stats.Refused.Malformed++ })
 		e.log.Info("message refused", "source", f.source, "cause", err)
 		answer, ok := siptx.Refuse(b, 400, "Bad Request")
-		if f.malformed++; !ok || f.malformed > maxBad {
+		// An ACK is never answered; one of a refused INVITE has the same faults.
+		if f.malformed++; !ok && !bytes.HasPrefix(b, []byte("ACK ")) || f.malformed > maxBad {
 			return closing{ws.StatusUnsupportedData, "malformed SIP message"}
 		}
-		f.Send(answer)
+		if ok {
+			f.Send(answer)
+		}
 		return nil
 	}
 	var cred credential

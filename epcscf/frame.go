@@ -55,8 +55,8 @@ func (f *frames) next() ([]byte, error) {
 			return nil, closing{ws.StatusProtocolError, "control frame fragmented or too long"}
 		case h.OpCode == ws.OpContinuation && !inside, (h.OpCode == ws.OpText || h.OpCode == ws.OpBinary) && inside:
 			return nil, closing{ws.StatusProtocolError, "fragments out of order"}
-		case h.OpCode.IsData() && h.Length > int64(siptx.MaxMessage-len(message)):
-			return nil, closing{ws.StatusMessageTooBig, fmt.Sprintf("message over %d bytes", siptx.MaxMessage)}
+		case h.OpCode.IsData() && h.Length > int64(siptx.MaxClientMessage-len(message)):
+			return nil, closing{ws.StatusMessageTooBig, fmt.Sprintf("message over %d bytes", siptx.MaxClientMessage)}
 		}
 		payload := make([]byte, h.Length)
 		if _, err := io.ReadFull(f.r, payload); err != nil {

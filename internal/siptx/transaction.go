@@ -235,6 +235,14 @@ func (t *ServerTx) Respond(m *Message) {
 		setTag(m, t.tag)
 	}
 	b := m.Append(nil)
+	if fits(b) != nil {
+		if m.Status < 200 || t.state == accepted {
+			return // no more than news
+		}
+		m = t.Request.Response(500, "Answer Too Large")
+		setTag(m, t.tag)
+		b = m.Append(nil)
+	}
 	t.Conn.Send(b)
 	switch {
 	case m.Status < 200, t.state == accepted:
@@ -272,7 +280,7 @@ func (l *Layer) tidy(c Conn, tb *tables) {
 
 // Request sends m, which has no Via of ours yet, in a new client transaction. on is given every
 // answer, and at last a final one in any case: a Local 408 at a timeout, a Local 503 where the connection is lost
-// or the table full. on is not called before Request returns.
+// or the table full, a Local 513 where m is over the peer's bounds. on is not called before Request returns.
 func (l *Layer) Request(c Conn, m *Message, on func(*Message)) *ClientTx {
 	branch := "z9hG4bK" + rand.Text()
 	transport, sentBy := c.Via()
@@ -282,12 +290,17 @@ func (l *Layer) Request(c Conn, m *Message, on func(*Message)) *ClientTx {
 		t.timer = l.after(0, func() bool { return t.state == proceeding }, func() { t.final(t.local(503, "Too Many Transactions")) })
 		return t
 	}
+	b := m.Append(nil)
+	if fits(b) != nil {
+		t.timer = l.after(0, func() bool { return t.state == proceeding }, func() { t.final(t.local(513, "Message Too Large")) })
+		return t
+	}
 	l.tables(c).client[t.key] = t
 	l.client++
 	t.timer = l.after(64*T1, func() bool { return t.state == proceeding }, func() { // timers B and F
 		t.final(t.local(408, "Request Timeout"))
 	})
-	c.Send(m.Append(nil))
+	c.Send(b)
 	return t
 }
 
