@@ -15,12 +15,18 @@ const (
 	// TimerC is how long a proxy waits for the final answer to an INVITE after each provisional
 	// one (§16.6 step 11: more than 3 minutes).
 	TimerC = 181 * time.Second
+	// LastResort is how long an INVITE waits for its owner's next answer: longer than timer C and
+	// what follows it, so that it ends only what was forgotten. Other requests wait 64*T1 + 2 s.
+	LastResort = 240 * time.Second
+	forgotten  = 64*T1 + 2*time.Second
 )
 
 // Bounds of the tables.
 const (
 	maxPerConn = 64    // live server transactions of one untrusted connection
 	maxAll     = 16384 // live transactions of each kind
+	reserved   = 4096  // of maxAll, server: for trusted connections alone
+	maxStrange = 2048  // server transactions of strangers
 )
 
 // Conn carries messages reliably and in order. Implementations are pointers: they are compared.
@@ -42,11 +48,16 @@ type Layer struct {
 	OnRequest func(t *ServerTx)
 	// OnAck is given an ACK that belongs to no failed INVITE: it ends a 2xx, end to end.
 	OnAck func(c Conn, m *Message)
+	// Stranger says whether an untrusted connection has no standing yet; nil: none is strange. An
+	// INVITE of a stranger is not kept, so that nobody need acknowledge its refusal: OnRequest must give the final
+	// answer before it returns.
+	Stranger func(c Conn) bool
 
-	conns  map[Conn]*tables
-	server int
-	client int
-	closed bool
+	conns   map[Conn]*tables
+	server  int
+	strange int // of server
+	client  int
+	closed  bool
 }
 
 type tables struct {
@@ -70,6 +81,9 @@ type ServerTx struct {
 	tag   string // of To, where Respond's message has none
 	last  []byte // the final answer to a failed INVITE, until its ACK
 	timer *time.Timer
+
+	strange bool // counted in Layer.strange
+	loose   bool // in no table: it ends with its final answer
 }
 
 // ClientTx is a client transaction (RFC 3261 §17.1, RFC 6026 §8).
@@ -185,14 +199,42 @@ func (l *Layer) Receive(c Conn, m *Message) {
 		}
 		return
 	}
-	if l.server >= maxAll || !c.Trusted() && len(t.server) >= maxPerConn {
+	strange := !c.Trusted() && l.Stranger != nil && l.Stranger(c)
+	tx := &ServerTx{Request: m, Conn: c, l: l, key: key + m.Method, tag: NewTag(), loose: strange && m.Method == "INVITE"}
+	if tx.loose {
+		l.OnRequest(tx)
+		return
+	}
+	if l.server >= maxAll || !c.Trusted() && (len(t.server) >= maxPerConn || l.server >= maxAll-reserved) || strange && l.strange >= maxStrange {
 		send(c, withTag(m.Response(503, "Too Many Transactions", Header{"Retry-After", "5"})))
 		return
 	}
-	tx := &ServerTx{Request: m, Conn: c, l: l, key: key + m.Method, tag: NewTag()}
 	l.tables(c).server[tx.key] = tx
 	l.server++
+	if tx.strange = strange; strange {
+		l.strange++
+	}
+	tx.wait()
 	l.OnRequest(tx)
+}
+
+// wait begins the time in which the owner must answer, anew. What it forgets is answered in its
+// place, and its OnGone called, so that it ends what it had begun.
+func (t *ServerTx) wait() {
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	d, status := forgotten, 500 // a 408 would help nobody (RFC 4320 §4.2)
+	if t.Request.Method == "INVITE" {
+		d, status = LastResort, 408
+	}
+	t.timer = t.l.after(d, func() bool { return t.state == proceeding }, func() {
+		gone := t.OnGone
+		t.Reply(status, "Not Answered")
+		if gone != nil {
+			gone()
+		}
+	})
 }
 
 func send(c Conn, m *Message) { c.Send(m.Append(nil)) }
@@ -244,9 +286,16 @@ func (t *ServerTx) Respond(m *Message) {
 		b = m.Append(nil)
 	}
 	t.Conn.Send(b)
+	if t.timer != nil && t.state == proceeding && m.Status >= 200 {
+		t.timer.Stop() // of wait
+	}
 	switch {
-	case m.Status < 200, t.state == accepted:
-	case t.Request.Method != "INVITE":
+	case t.state == accepted:
+	case m.Status < 200:
+		if !t.loose && t.Request.Method == "INVITE" {
+			t.wait()
+		}
+	case t.loose, t.Request.Method != "INVITE":
 		t.end() // timer J is 0 on reliable transports
 	case m.Status < 300:
 		t.state = accepted
@@ -268,6 +317,9 @@ func (t *ServerTx) end() {
 	if tb := t.l.conns[t.Conn]; tb != nil && tb.server[t.key] == t {
 		delete(tb.server, t.key)
 		t.l.server--
+		if t.strange {
+			t.l.strange--
+		}
 		t.l.tidy(t.Conn, tb)
 	}
 }
