@@ -57,6 +57,8 @@ type flow struct {
 	seenGood  *claims.SIP
 	malformed int
 
+	unregistered *time.Timer // closes the flow unless it has registered
+
 	// Guarded by Edge.mu.
 	gone      bool
 	presented credential // of the request that is being received
@@ -89,12 +91,13 @@ func (e *Edge) upgrade(w http.ResponseWriter, r *http.Request) {
 		refuse(&e.stats.Refused.Protocol, http.StatusBadRequest, "sub-protocol sip is required (RFC 7118 §3)")
 		return
 	}
-	if status, text := e.admit(source); status != 0 {
+	counted := countedAs(source)
+	if status, text := e.admit(counted); status != 0 {
 		refuse(&e.stats.Refused.TooMany, status, text)
 		return
 	}
 	defer e.wg.Done()
-	defer e.leave(source)
+	defer e.leave(counted)
 	u := ws.HTTPUpgrader{Timeout: upgradeTime, Protocol: func(p string) bool { return p == "sip" }}
 	conn, rw, _, err := u.Upgrade(r, w)
 	if err != nil {
@@ -118,6 +121,15 @@ func sourceOf(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	return a.Addr().Unmap()
+}
+
+// countedAs is the address that a source's WebSockets are counted under: of IPv6 the /64, of which
+// one host may take as many addresses as it likes.
+func countedAs(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.PrefixFrom(a.WithZone(""), 64).Masked().Addr()
+	}
+	return a
 }
 
 func offersSIP(r *http.Request) bool {
@@ -176,7 +188,20 @@ func (e *Edge) newFlow(conn net.Conn, source netip.Addr, secure bool) *flow {
 	}
 	e.flows[f.id] = f
 	e.stats.FlowsTotal++
+	f.unregistered = time.AfterFunc(e.cfg.RegisterWithin, func() {
+		e.locked(func() {
+			if !f.gone && isStranger(f) {
+				f.close(ws.StatusPolicyViolation, "no registration in time")
+			}
+		})
+	})
 	return f
+}
+
+// isStranger says whether nothing hangs on the connection yet that took a good token.
+func isStranger(c siptx.Conn) bool {
+	f, browser := c.(*flow)
+	return browser && len(f.bindings) == 0 && len(f.calls) == 0
 }
 
 // Send implements siptx.Conn.
@@ -422,6 +447,7 @@ func (e *Edge) flowGone(f *flow) {
 		return
 	}
 	f.gone = true
+	f.unregistered.Stop()
 	delete(e.flows, f.id)
 	for _, c := range f.calls {
 		c.end(ending{cause: "websocket-gone", status: 430, phrase: "Flow Failed", failed: true}, false, true)

@@ -2,6 +2,7 @@ package epcscf
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func TestOneBrowserEndsNoOther(t *testing.T) {
 		}
 		m := c.request("MESSAGE", "sip:bob@ims.test", newBranch(), "t", "", "sip:bob@ims.test", 1, newBranch())
 		_ = c.ws.Write(t.Context(), websocket.MessageText, []byte(edit(m, append(fields, "Content-Type: text/plain"), body))) // it may be cut short
-		for { // an answer, or the end of this WebSocket alone
+		for {                                                                                                                 // an answer, or the end of this WebSocket alone
 			select {
 			case _, ok := <-c.in:
 				if !ok {
@@ -71,4 +72,64 @@ func TestOneBrowserEndsNoOther(t *testing.T) {
 		t.Error("the connection to the core has ended")
 	}
 	h.wait("carol is unregistered at the core", func() bool { return h.core.Stats().Registrations == 2 })
+}
+
+// TestStrangersHoldNothing: without a registration, INVITEs are refused and leave nothing behind,
+// however many there are and although nobody acknowledges them.
+func TestStrangersHoldNothing(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	h := newHouse(t)
+	defer h.stop()
+	a := h.ua("alice")
+	a.connect()
+	for _, auth := range []string{"", "Bearer " + token("alice"), "Bearer x"} {
+		for i := range 50 {
+			a.auth = auth
+			m := a.request("INVITE", "sip:bob@ims.test", fmt.Sprint("c", i), "t", "", "sip:bob@ims.test", 1, newBranch())
+			a.raw(edit(m, nil, ""))
+			want := 401
+			if strings.Contains(auth, ".") {
+				want = 403
+			}
+			select {
+			case s := <-a.in:
+				if !strings.HasPrefix(s, fmt.Sprint("SIP/2.0 ", want, " ")) {
+					t.Fatalf("got %q", s)
+				}
+			case <-time.After(patience):
+				t.Fatal("no answer")
+			}
+		}
+	}
+	var server int
+	h.edge.locked(func() { server, _ = h.edge.layer.Live() })
+	if server != 0 {
+		t.Errorf("%d transactions are kept", server)
+	}
+	a.auth = "Bearer " + token("alice")
+	h.play("alice> REGISTER\n<alice 200\n", "after that")
+}
+
+// TestRegisterWithin: a WebSocket that does not register is closed; one that does stays.
+func TestRegisterWithin(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	h := newHouse(t, func(c *Config) { c.RegisterWithin = 200 * time.Millisecond })
+	defer h.stop()
+	h.play("alice connects\nalice> REGISTER\n<alice 200\nbob connects\nedge: flows=2\n", "before")
+	if _, _, err := h.ua("bob").next(); err == nil {
+		t.Error("bob stays")
+	}
+	h.wait("it is logged", func() bool { return strings.Contains(h.log.String(), "no registration in time") })
+	time.Sleep(100 * time.Millisecond)
+	h.play("edge: flows=1 bindings=1\n", "after")
+}
+
+func TestCountedAs(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::", "2001:db8:1:2::1": "2001:db8:1:2::", "2001:db8:1:3::1": "2001:db8:1:3::", "fe80::1%eth0": "fe80::",
+	} {
+		if got := countedAs(netip.MustParseAddr(in)); got != netip.MustParseAddr(want) {
+			t.Errorf("%s: %v", in, got)
+		}
+	}
 }
