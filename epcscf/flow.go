@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -30,6 +32,7 @@ const (
 	writeTime   = 10 * time.Second
 	closeTime   = 2 * time.Second // of the close handshake
 	queueLength = 64              // messages that wait for a slow browser
+	queueBytes  = 256 << 10       // of them, but a single one may always wait
 	maxBad      = 8               // malformed messages that are answered before the flow is closed
 	messageRate = 50              // per second, lasting
 	messageBump = 200             // at once
@@ -44,13 +47,14 @@ type flow struct {
 	transport string // "WSS" or "WS", for Via
 	conn      net.Conn
 	queue     chan []byte   // frames; never closed, the writer leaves by done
+	waiting   atomic.Int64  // bytes in the queue
 	done      chan struct{} // closed by close or abort
 	once      sync.Once
 	last      []byte // the close frame; set before done is closed
 	cause     string // why it ended; set before done is closed
 
-	deadline sync.Mutex // orders the two who set the read deadline
-	leaving  bool       // guarded by deadline: the close handshake runs
+	deadline sync.Mutex // orders those who set the connection's deadlines
+	leaving  bool       // guarded by deadline: the close handshake runs, and nobody else sets them
 
 	// Of the reader alone: the last token that was good.
 	seen      [sha256.Size]byte
@@ -89,6 +93,10 @@ func (e *Edge) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	if !offersSIP(r) {
 		refuse(&e.stats.Refused.Protocol, http.StatusBadRequest, "sub-protocol sip is required (RFC 7118 §3)")
+		return
+	}
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") { // it need not be counted in to be told
+		http.Error(w, "this is a WebSocket endpoint", http.StatusBadRequest)
 		return
 	}
 	counted := countedAs(source)
@@ -214,6 +222,11 @@ func (f *flow) Send(m []byte) {
 }
 
 func (f *flow) enqueue(frame []byte) {
+	n := int64(len(frame))
+	if all := f.waiting.Add(n); all > max(n, queueBytes) {
+		f.abort(fmt.Sprintf("%d bytes wait for a browser that does not read", all))
+		return
+	}
 	select {
 	case <-f.done:
 	case f.queue <- frame:
@@ -228,11 +241,16 @@ func (f *flow) Via() (transport, sentBy string) { return f.transport, f.e.host }
 // Trusted implements siptx.Conn.
 func (f *flow) Trusted() bool { return false }
 
-// close sends what waits, then a close frame, and gives the peer 2 s to answer it.
+// close sends what waits, then a close frame, and gives the peer 2 s in all to take them and to
+// answer. It does not wait for that.
 func (f *flow) close(code ws.StatusCode, text string) {
 	f.once.Do(func() {
 		f.last, f.cause = closeFrame(code, text), text
 		close(f.done)
+		f.deadline.Lock()
+		defer f.deadline.Unlock()
+		f.leaving = true
+		_ = f.conn.SetDeadline(time.Now().Add(closeTime)) // also of a write that is stuck; a failure shows there
 	})
 }
 
@@ -252,7 +270,8 @@ func (f *flow) abort(cause string) {
 // run reads until the flow ends, and then takes everything away that hung on it.
 func (f *flow) run(r *bufio.Reader) {
 	var writer sync.WaitGroup
-	writer.Go(f.write)
+	clean := false
+	writer.Go(func() { clean = f.write() })
 	ctx, cancel := context.WithCancel(context.Background())
 	err := f.read(ctx, r)
 	cancel()
@@ -267,17 +286,25 @@ func (f *flow) run(r *bufio.Reader) {
 		f.abort(err.Error())
 	}
 	writer.Wait()
+	if c, ok := f.conn.(*tls.Conn); ok && !clean {
+		_ = c.NetConn().Close() // else Close would wait for a peer that does not read, 5 s, to tell it
+	}
 	_ = f.conn.Close() // closed by the peer, or by us
 	f.e.log.Info("WebSocket ended", "source", f.source, "cause", f.cause)
 	f.e.locked(func() { f.e.flowGone(f) })
 }
 
-// write sends frames and pings until the flow is done, and then the close frame.
-func (f *flow) write() {
+// write sends frames and pings until the flow is done, and then the close frame. It says whether the
+// peer took all that.
+func (f *flow) write() (all bool) {
 	ping := time.NewTicker(flowTimer)
 	defer ping.Stop()
 	put := func(b []byte) bool {
-		_ = f.conn.SetWriteDeadline(time.Now().Add(writeTime)) // a failure shows in the write
+		f.deadline.Lock()
+		if !f.leaving {
+			_ = f.conn.SetWriteDeadline(time.Now().Add(writeTime)) // a failure shows in the write
+		}
+		f.deadline.Unlock()
 		if _, err := f.conn.Write(b); err != nil {
 			f.abort("write: " + err.Error())
 			return false
@@ -287,40 +314,38 @@ func (f *flow) write() {
 	for {
 		select {
 		case b := <-f.queue:
+			f.waiting.Add(-int64(len(b)))
 			if !put(b) {
-				return
+				return false
 			}
 		case <-ping.C:
 			if !put(ws.CompiledPing) {
-				return
+				return false
 			}
 		case <-f.done:
-			f.sayGoodbye()
-			return
+			return f.sayGoodbye()
 		}
 	}
 }
 
-func (f *flow) sayGoodbye() {
+// sayGoodbye writes what waits and the close frame, in what close has left of the time.
+func (f *flow) sayGoodbye() (all bool) {
 	if f.last == nil {
-		return
+		return false
 	}
-	f.deadline.Lock()
-	f.leaving = true
-	_ = f.conn.SetDeadline(time.Now().Add(closeTime)) // a failure shows in the write
-	f.deadline.Unlock()
 	for {
 		select {
 		case b := <-f.queue:
 			if _, err := f.conn.Write(b); err != nil {
-				return
+				return false
 			}
 			continue
 		default:
 		}
 		break
 	}
-	_, _ = f.conn.Write(f.last) // if it cannot be written, the peer learns it from the end of the connection
+	_, err := f.conn.Write(f.last) // if it cannot be written, the peer learns it from the end of the connection
+	return err == nil
 }
 
 // within sets how long the reader waits, unless the close handshake has set it already.
@@ -334,7 +359,7 @@ func (f *flow) within(d time.Duration) {
 
 func (f *flow) read(ctx context.Context, r *bufio.Reader) error {
 	limit := rate.NewLimiter(messageRate, messageBump)
-	in := frames{r: r, begun: func() { f.within(frameTime) }}
+	in := frames{r: r, begun: func() { f.within(frameTime) }, idle: func() { f.within(idleTime) }}
 	in.control = func(op ws.OpCode, payload []byte) error {
 		switch op {
 		case ws.OpPing:
@@ -352,7 +377,6 @@ func (f *flow) read(ctx context.Context, r *bufio.Reader) error {
 		if !limit.Allow() {
 			return closing{ws.StatusPolicyViolation, "too many frames"}
 		}
-		f.within(idleTime)
 		return nil
 	}
 	for {

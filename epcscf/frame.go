@@ -27,6 +27,9 @@ type frames struct {
 	control func(op ws.OpCode, payload []byte) error
 	// begun is called when a message, or a control frame between messages, has begun.
 	begun func()
+	// idle, where not nil, is called after a control frame between messages. Inside of one it is
+	// not: the message's own time runs on.
+	idle func()
 }
 
 // next returns the next whole message. Its errors are a closing, or the connection's own.
@@ -66,6 +69,9 @@ func (f *frames) next() ([]byte, error) {
 		if h.OpCode.IsControl() {
 			if err := f.control(h.OpCode, payload); err != nil {
 				return nil, err
+			}
+			if !inside && f.idle != nil {
+				f.idle()
 			}
 			continue
 		}

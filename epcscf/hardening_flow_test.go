@@ -1,6 +1,8 @@
 package epcscf
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -8,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/gobwas/ws"
 	"go.uber.org/goleak"
 )
 
@@ -130,6 +133,100 @@ func TestCountedAs(t *testing.T) {
 	} {
 		if got := countedAs(netip.MustParseAddr(in)); got != netip.MustParseAddr(want) {
 			t.Errorf("%s: %v", in, got)
+		}
+	}
+}
+
+// TestStuckBrowser: one that does not read is let wait for no longer than the close handshake at
+// shutdown, and does not make the edge keep more than the bound.
+func TestStuckBrowser(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	h := newHouse(t)
+	defer h.stop()
+	c, _ := h.dialRaw()
+	defer c.Close()
+	h.wait("the flow is there", func() bool { return h.edge.Stats().Flows == 1 })
+	var f *flow
+	h.edge.locked(func() {
+		for _, f = range h.edge.flows {
+		}
+	})
+	chunk := []byte(strings.Repeat("x", 60<<10))
+	stuck := func() bool {
+		was := f.waiting.Load()
+		time.Sleep(50 * time.Millisecond)
+		return was > 0 && f.waiting.Load() == was
+	}
+	for !stuck() {
+		for f.waiting.Load() < queueBytes-2*int64(len(chunk)) {
+			f.Send(chunk)
+		}
+	}
+	if n := f.waiting.Load(); n > queueBytes {
+		t.Errorf("%d bytes wait", n)
+	}
+	begun := time.Now()
+	h.stop()
+	if d := time.Since(begun); d > closeTime+drainTime/2 {
+		t.Errorf("shutdown took %v", d)
+	}
+}
+
+// TestQueueBytes: the queue is bounded in bytes, and a single message may always wait.
+func TestQueueBytes(t *testing.T) {
+	e, f := bareEdge(t)
+	f.Send(make([]byte, 2*queueBytes))
+	select {
+	case <-f.done:
+		t.Error("a single message ends the flow")
+	default:
+	}
+	f.Send([]byte("x"))
+	select {
+	case <-f.done:
+	default:
+		t.Error("more than the bound waits")
+	}
+	e.locked(func() { e.flowGone(f); e.layer.Close() })
+}
+
+// TestManyVias: a browser writes one Via; what has many is refused, and not with all of them.
+func TestManyVias(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	h := newHouse(t)
+	defer h.stop()
+	a := h.ua("alice")
+	a.connect()
+	m := a.request("OPTIONS", "sip:ims.test", "c", "t", "", a.aor(), 1, newBranch())
+	var vias []string
+	for i := range 6 {
+		vias = append(vias, fmt.Sprintf("+Via: SIP/2.0/WSS a.invalid;branch=z9hG4bK%d", i))
+	}
+	a.raw(edit(m, vias, ""))
+	if _, m, err := a.next(); err != nil || m.Status != 400 {
+		t.Errorf("7 Vias: %v %v", m, err)
+	}
+	for range 10 {
+		vias = append(vias, vias[:6]...)
+	}
+	a.raw(edit(m, vias[:40], ""))
+	if _, _, err := a.next(); err == nil {
+		t.Error("41 Vias are answered")
+	}
+}
+
+// TestPingInsideMessage: the time that a fragmented message may take is not made longer by pings.
+func TestPingInsideMessage(t *testing.T) {
+	var begun, idle int
+	in := frames{begun: func() { begun++ }, idle: func() { idle++ }, control: func(ws.OpCode, []byte) error { return nil }}
+	ping := masked(ws.OpPing, true, nil)
+	in.r = bufio.NewReader(bytes.NewReader(bytes.Join([][]byte{ping, masked(ws.OpText, false, []byte("a")), ping, ping, masked(ws.OpContinuation, true, []byte("b")), ping, masked(ws.OpText, true, []byte("c"))}, nil)))
+	for _, want := range []struct {
+		message     string
+		begun, idle int
+	}{{"ab", 2, 1}, {"c", 4, 2}} {
+		if m, err := in.next(); err != nil || string(m) != want.message || begun != want.begun || idle != want.idle {
+			t.Errorf("%q, %v, begun %d, idle %d", m, err, begun, idle)
 		}
 	}
 }
