@@ -59,6 +59,7 @@ type flow struct {
 	// Of the reader alone: the last token that was good.
 	seen      [sha256.Size]byte
 	seenGood  *claims.SIP
+	seenBy    signer
 	malformed int
 
 	unregistered *time.Timer // closes the flow unless it has registered
@@ -443,7 +444,7 @@ func (f *flow) message(ctx context.Context, b []byte) error {
 }
 
 // credential checks the bearer token of a request. It runs outside of the lock, as it may have to
-// fetch keys. A token that was good on this flow is not verified again, only its time.
+// fetch keys. A token that was good on this flow is not verified again, only its time and its key's place.
 func (f *flow) credential(ctx context.Context, m *siptx.Message) credential {
 	token, found := bearer(m)
 	if !found {
@@ -451,17 +452,17 @@ func (f *flow) credential(ctx context.Context, m *siptx.Message) credential {
 	}
 	now := time.Now()
 	sum := sha256.Sum256([]byte(token))
-	if f.seenGood != nil && sum == f.seen {
+	if f.seenGood != nil && sum == f.seen && f.seenBy.stands(ctx, f.e.cfg.Keys) {
 		if err := f.seenGood.Check(now, f.e.cfg.Issuers, f.e.cfg.Audience); err != nil {
 			return credential{found: true, err: err}
 		}
 		return credential{found: true, claims: f.seenGood}
 	}
-	c, err := f.e.verify(ctx, token, now)
+	c, by, err := f.e.verify(ctx, token, now)
 	if err != nil {
 		return credential{found: true, err: err}
 	}
-	f.seen, f.seenGood = sum, c
+	f.seen, f.seenGood, f.seenBy = sum, c, by
 	return credential{found: true, claims: c}
 }
 

@@ -3,13 +3,23 @@ package epcscf
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/go-jose/go-jose/v4"
 	"github.com/gobwas/ws"
 	"go.uber.org/goleak"
 )
@@ -227,6 +237,91 @@ func TestPingInsideMessage(t *testing.T) {
 	}{{"ab", 2, 1}, {"c", 4, 2}} {
 		if m, err := in.next(); err != nil || string(m) != want.message || begun != want.begun || idle != want.idle {
 			t.Errorf("%q, %v, begun %d, idle %d", m, err, begun, idle)
+		}
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// TestWithdrawnKey: a key that the WAF no longer publishes is good for five minutes at most, without
+// anybody's asking for an unknown one; an outage of the WAF shorter than that goes unnoticed.
+func TestWithdrawnKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys := map[string]*ecdsa.PrivateKey{"k1": wafKey, "k2": otherKey}
+		reads, down := 0, false
+		s := JWKS("https://waf.test/jwks", &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) {
+			reads++
+			if down {
+				return nil, errors.New("down")
+			}
+			set := jose.JSONWebKeySet{}
+			for kid, k := range keys {
+				set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.Public(), KeyID: kid, Algorithm: "ES256", Use: "sig"})
+			}
+			b, _ := json.Marshal(set)
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(bytes.NewReader(b))}, nil
+		})})
+		check := func(what, kid string, want error, wantReads int) {
+			t.Helper()
+			if _, err := s.Key(t.Context(), kid); !errors.Is(err, want) || reads != wantReads {
+				t.Errorf("%s: %v after %d reads", what, err, reads)
+			}
+		}
+		check("first", "k1", nil, 1)
+		delete(keys, "k1")
+		time.Sleep(jwksRefresh - time.Second)
+		check("not read again yet", "k1", nil, 1)
+		time.Sleep(time.Second)
+		check("read again: withdrawn", "k1", ErrUnknownKey, 2)
+		check("the other", "k2", nil, 2)
+		down = true
+		time.Sleep(jwksRefresh)
+		check("WAF down", "k2", nil, 3)
+		check("WAF down, not asked at once again", "k2", nil, 3)
+		time.Sleep(jwksAge - jwksRefresh)
+		check("WAF down too long", "k2", errNoKeys, 4)
+		check("WAF down too long, again", "k2", errNoKeys, 4)
+		down = false
+		time.Sleep(jwksPause)
+		check("WAF is back", "k2", nil, 5)
+	})
+}
+
+// changingKeys is a KeySource whose keys change.
+type changingKeys struct {
+	mu   sync.Mutex
+	keys staticKeys
+}
+
+func (c *changingKeys) Key(ctx context.Context, kid string) (crypto.PublicKey, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keys.Key(ctx, kid)
+}
+
+// TestSeenTokenOfWithdrawnKey: a token that was good on a WebSocket is not, once its key is withdrawn
+// or another has taken its name.
+func TestSeenTokenOfWithdrawnKey(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	keys := &changingKeys{keys: staticKeys{"k1": wafKey.Public()}}
+	h := newHouse(t, func(c *Config) { c.Keys = keys })
+	defer h.stop()
+	a := h.ua("alice")
+	a.connect()
+	for _, c := range []struct {
+		key    *ecdsa.PrivateKey
+		status int
+	}{{wafKey, 200}, {wafKey, 200}, {nil, 401}, {wafKey, 200}, {otherKey, 401}} {
+		keys.mu.Lock()
+		if keys.keys = (staticKeys{}); c.key != nil {
+			keys.keys["k1"] = c.key.Public()
+		}
+		keys.mu.Unlock()
+		a.register("600")
+		if _, m, err := a.next(); err != nil || m.Status != c.status {
+			t.Errorf("want %d: %+v %v", c.status, m, err)
 		}
 	}
 }
