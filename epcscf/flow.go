@@ -236,6 +236,12 @@ func (f *flow) enqueue(frame []byte) {
 	}
 }
 
+// Room implements siptx.Narrow: requests of others fill half of the queue, so that they do not end
+// the flow; answers and what the edge says itself have the rest.
+func (f *flow) Room(n int) bool {
+	return len(f.queue) < queueLength/2 && (f.waiting.Load() == 0 || f.waiting.Load()+int64(n) <= queueBytes/2)
+}
+
 // Via implements siptx.Conn.
 func (f *flow) Via() (transport, sentBy string) { return f.transport, f.e.host }
 

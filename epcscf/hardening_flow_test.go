@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/gobwas/ws"
 	"go.uber.org/goleak"
+
+	"wicgate/internal/siptx"
 )
 
 // TestOneBrowserEndsNoOther: whatever one browser sends, the connection that it shares with others
@@ -324,4 +327,34 @@ func TestSeenTokenOfWithdrawnKey(t *testing.T) {
 			t.Errorf("want %d: %+v %v", c.status, m, err)
 		}
 	}
+}
+
+// TestOthersDoNotFill: requests of others to a browser that reads slowly are refused before they end
+// its WebSocket; a BYE still goes.
+func TestOthersDoNotFill(t *testing.T) {
+	e, f := bareEdge(t)
+	e.locked(func() {
+		refused := 0
+		for _, method := range append(slices.Repeat([]string{"MESSAGE"}, 200), "BYE") {
+			m := &siptx.Message{Method: method, URI: "sip:bob@x.invalid", Body: make([]byte, 10000), Headers: []siptx.Header{
+				{Name: "From", Value: "<sip:a@b>;tag=1"}, {Name: "To", Value: "<sip:b@b>"}, {Name: "Call-ID", Value: "c"}, {Name: "CSeq", Value: "1 " + method}}}
+			before := f.waiting.Load()
+			e.layer.Request(f, m, func(*siptx.Message) {})
+			if f.waiting.Load() == before {
+				if refused++; method == "BYE" {
+					t.Error("BYE is not sent")
+				}
+			}
+		}
+		select {
+		case <-f.done:
+			t.Error("the flow has ended")
+		default:
+		}
+		if refused == 0 || f.waiting.Load() > queueBytes {
+			t.Errorf("%d refused, %d bytes wait", refused, f.waiting.Load())
+		}
+		e.flowGone(f)
+		e.layer.Close()
+	})
 }

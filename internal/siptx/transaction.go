@@ -39,6 +39,13 @@ type Conn interface {
 	Trusted() bool
 }
 
+// Narrow is a Conn that may be refused requests because too much waits on it already, so that others
+// do not make it end. A BYE is sent all the same.
+type Narrow interface {
+	Conn
+	Room(n int) bool // for n bytes
+}
+
 // Layer is the transaction layer of one owner. It has no lock: the owner calls it, and it calls
 // the owner, under the lock that Do takes.
 type Layer struct {
@@ -332,7 +339,8 @@ func (l *Layer) tidy(c Conn, tb *tables) {
 
 // Request sends m, which has no Via of ours yet, in a new client transaction. on is given every
 // answer, and at last a final one in any case: a Local 408 at a timeout, a Local 503 where the connection is lost
-// or the table full, a Local 513 where m is over the peer's bounds. on is not called before Request returns.
+// or the table full, a Local 513 where m is over the peer's bounds,
+// a Local 480 where c has no room. on is not called before Request returns.
 func (l *Layer) Request(c Conn, m *Message, on func(*Message)) *ClientTx {
 	branch := "z9hG4bK" + rand.Text()
 	transport, sentBy := c.Via()
@@ -345,6 +353,10 @@ func (l *Layer) Request(c Conn, m *Message, on func(*Message)) *ClientTx {
 	b := m.Append(nil)
 	if fits(b) != nil {
 		t.timer = l.after(0, func() bool { return t.state == proceeding }, func() { t.final(t.local(513, "Message Too Large")) })
+		return t
+	}
+	if n, ok := c.(Narrow); ok && m.Method != "BYE" && !n.Room(len(b)) {
+		t.timer = l.after(0, func() bool { return t.state == proceeding }, func() { t.final(t.local(480, "Connection Is Congested")) })
 		return t
 	}
 	l.tables(c).client[t.key] = t

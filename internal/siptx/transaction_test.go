@@ -331,6 +331,7 @@ func TestLastResort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o, w := newOwner(), &wire{t: t}
 		gone := 0
+		take := func() (sent string, n int) { o.Do(func() { sent, n = w.take(), gone }); return sent, n }
 		o.Do(func() {
 			o.Receive(w, parsed(t, invite))
 			o.txs[0].OnGone = func() { gone++ }
@@ -338,24 +339,45 @@ func TestLastResort(t *testing.T) {
 		})
 		time.Sleep(64*T1 + 3*time.Second)
 		synctest.Wait()
-		if got := w.take(); got != "Not Answered" || w.sent != nil {
-			t.Errorf("UPDATE: sent %s", got)
+		if got, n := take(); got != "Not Answered" || n != 0 {
+			t.Errorf("UPDATE: sent %s, gone %d", got, n)
 		}
 		time.Sleep(LastResort - 40*time.Second)
 		o.Do(func() { o.txs[0].Reply(180, "180") }) // it still rings: the time begins anew
 		time.Sleep(LastResort - time.Second)
-		if got := w.take(); got != "180" || gone != 0 {
-			t.Errorf("sent %s", got)
+		if got, n := take(); got != "180" || n != 0 {
+			t.Errorf("sent %s, gone %d", got, n)
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := w.take(); got != "Not Answered" || gone != 1 {
-			t.Errorf("INVITE: sent %s, gone %d", got, gone)
+		if got, n := take(); got != "Not Answered" || n != 1 {
+			t.Errorf("INVITE: sent %s, gone %d", got, n)
 		}
 		time.Sleep(64*T1 + time.Second) // no ACK
 		synctest.Wait()
 		if s, _ := o.Live(); s != 0 {
 			t.Errorf("%d live", s)
 		}
+	})
+}
+
+type narrowWire struct{ wire }
+
+func (*narrowWire) Room(int) bool { return false }
+
+func TestNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, w := newOwner(), &narrowWire{wire{t: t}}
+		var got []int
+		o.Do(func() {
+			for _, method := range []string{"MESSAGE", "BYE"} {
+				o.Request(w, bare(t, method), func(r *Message) { got = append(got, r.Status) })
+			}
+		})
+		synctest.Wait()
+		if sent := w.take(); sent != "BYE" || len(got) != 1 || got[0] != 480 {
+			t.Errorf("sent %s, answered %v", sent, got)
+		}
+		o.Do(func() { o.ConnLost(w) })
 	})
 }
