@@ -57,35 +57,51 @@ func bearer(m *siptx.Message) (token string, found bool) {
 	return token, found
 }
 
+// signer is the key that a token was signed with.
+type signer struct {
+	kid string
+	key crypto.PublicKey
+}
+
+// stands says whether the key is still published under its kid.
+func (s signer) stands(ctx context.Context, keys KeySource) bool {
+	key, err := keys.Key(ctx, s.kid)
+	if err != nil {
+		return false
+	}
+	k, ok := key.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(s.key)
+}
+
 // verify checks a token's form, signature and claims at the instant now.
-func (e *Edge) verify(ctx context.Context, token string, now time.Time) (*claims.SIP, error) {
+func (e *Edge) verify(ctx context.Context, token string, now time.Time) (*claims.SIP, signer, error) {
 	if token == "" || len(token) > claims.MaxSize || strings.Count(token, ".") != 2 {
-		return nil, errTokenForm
+		return nil, signer{}, errTokenForm
 	}
 	j, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil || len(j.Signatures) != 1 {
-		return nil, errTokenForm
+		return nil, signer{}, errTokenForm
 	}
 	h := j.Signatures[0].Protected
 	if typ, _ := h.ExtraHeaders[jose.HeaderType].(string); typ != claims.Type || h.KeyID == "" || len(h.KeyID) > 128 || h.Algorithm != claims.Algorithm {
-		return nil, errTokenForm
+		return nil, signer{}, errTokenForm
 	}
 	key, err := e.cfg.Keys.Key(ctx, h.KeyID)
 	if err != nil {
-		return nil, err
+		return nil, signer{}, err
 	}
 	payload, err := j.Verify(key)
 	if err != nil {
-		return nil, errTokenSignature
+		return nil, signer{}, errTokenSignature
 	}
 	c := new(claims.SIP)
 	if err := json.Unmarshal(payload, c); err != nil {
-		return nil, claims.ErrMalformed
+		return nil, signer{}, claims.ErrMalformed
 	}
 	if err := c.Check(now, e.cfg.Issuers, e.cfg.Audience); err != nil {
-		return nil, err
+		return nil, signer{}, err
 	}
-	return c, nil
+	return c, signer{h.KeyID, key}, nil
 }
 
 const (
@@ -93,10 +109,14 @@ const (
 	jwksKeys  = 16               // keys of one set
 	jwksPause = 10 * time.Second // between two fetches
 	jwksTime  = 3 * time.Second  // of one fetch
+
+	jwksRefresh = 4 * time.Minute // keys are read again by who asks then
+	jwksAge     = 5 * time.Minute // keys older than this are not used: one may have been withdrawn
 )
 
-// JWKS reads the keys that a WAF publishes (RFC 7517) and keeps them. A kid that is not among them
-// makes it read again, at most once in 10 s whoever asks; tokens of known keys never wait for that.
+// JWKS reads the keys that a WAF publishes (RFC 7517) and keeps them for five minutes. It reads again
+// when they are four minutes old, or for a kid that is not among them, at most once in 10 s whoever asks. Who
+// asks for a known key meanwhile does not wait. While the WAF cannot be read, keys are used until they are too old.
 func JWKS(url string, c *http.Client) KeySource {
 	return &jwks{url: url, client: c}
 }
@@ -107,7 +127,8 @@ type jwks struct {
 
 	mu      sync.Mutex // guards the following fields
 	keys    map[string]crypto.PublicKey
-	fetched time.Time
+	good    time.Time     // when keys was read
+	fetched time.Time     // when it was last tried
 	busy    chan struct{} // closed by the fetch under way when it ends; nil where there is none
 	err     error         // of the last fetch
 }
@@ -115,30 +136,31 @@ type jwks struct {
 func (s *jwks) Key(ctx context.Context, kid string) (crypto.PublicKey, error) {
 	for {
 		s.mu.Lock()
-		if k := s.keys[kid]; k != nil {
+		k, age := s.keys[kid], time.Since(s.good)
+		may := s.busy == nil && (s.fetched.IsZero() || time.Since(s.fetched) >= jwksPause)
+		if k != nil && age < jwksAge && !(may && age >= jwksRefresh) {
 			s.mu.Unlock()
 			return k, nil
 		}
-		if s.busy == nil {
-			if !s.fetched.IsZero() && time.Since(s.fetched) < jwksPause {
-				err := s.err
-				s.mu.Unlock()
-				if err != nil {
-					return nil, err
-				}
-				return nil, ErrUnknownKey
-			}
+		if may {
 			s.busy = make(chan struct{})
 			s.mu.Unlock()
 			s.fetch(ctx)
 			continue
 		}
-		busy := s.busy
+		busy, err := s.busy, s.err
 		s.mu.Unlock()
-		select {
-		case <-busy:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", errNoKeys, ctx.Err())
+		switch {
+		case busy != nil:
+			select {
+			case <-busy:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("%w: %w", errNoKeys, ctx.Err())
+			}
+		case err != nil:
+			return nil, err
+		default:
+			return nil, ErrUnknownKey
 		}
 	}
 }
@@ -150,7 +172,7 @@ func (s *jwks) fetch(ctx context.Context) {
 	defer s.mu.Unlock()
 	s.fetched, s.err = time.Now(), err
 	if err == nil {
-		s.keys = keys
+		s.keys, s.good = keys, s.fetched
 	}
 	close(s.busy)
 	s.busy = nil

@@ -62,8 +62,10 @@ type Config struct {
 	FlowKey secret.Bytes
 
 	MaxFlows          int // WebSockets in all; default 10000
-	MaxFlowsPerSource int // of one address; default 64
+	MaxFlowsPerSource int // of one IPv4 address or IPv6 /64; default 64
 	MaxCalls          int // default 5000
+	// RegisterWithin is how long a WebSocket may go without a registration before it is closed; default 30 s.
+	RegisterWithin time.Duration
 	// MaxExpires bounds a registration; default 1 h. The token's life bounds it too.
 	MaxExpires time.Duration
 }
@@ -110,7 +112,7 @@ type Edge struct {
 	serving  bool
 	stopped  bool
 	flows    map[flowID]*flow
-	sources  map[netip.Addr]int // WebSockets by address
+	sources  map[netip.Addr]int // WebSockets by address, of IPv6 by /64
 	open     int                // in all
 	bindings map[*binding]struct{}
 	calls    map[string]*call // by Iq session
@@ -141,7 +143,7 @@ func New(cfg Config) (*Edge, error) {
 		host: cfg.Name + "." + cfg.Domain, sentBy: netip.AddrPortFrom(at.Addr().Unmap(), at.Port()).String(),
 		flows: map[flowID]*flow{}, sources: map[netip.Addr]int{}, bindings: map[*binding]struct{}{}, calls: map[string]*call{},
 	}
-	e.layer = siptx.Layer{Do: e.locked, OnRequest: e.onRequest, OnAck: e.onAck}
+	e.layer = siptx.Layer{Do: e.locked, OnRequest: e.onRequest, OnAck: e.onAck, Stranger: isStranger}
 	e.tcp = &siptx.TCP{
 		Log: cfg.Log, SentBy: e.sentBy, Allow: e.isPeer,
 		Receive: func(c *siptx.TCPConn, m *siptx.Message) {
@@ -165,6 +167,9 @@ func (c *Config) check() error {
 	def(&c.MaxCalls, 5000)
 	if c.MaxExpires == 0 {
 		c.MaxExpires = time.Hour
+	}
+	if c.RegisterWithin == 0 {
+		c.RegisterWithin = 30 * time.Second
 	}
 	switch {
 	case c.Name == "" || len(c.Name) > 32 || strings.Trim(c.Name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "":

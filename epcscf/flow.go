@@ -2,9 +2,11 @@ package epcscf
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -29,6 +32,7 @@ const (
 	writeTime   = 10 * time.Second
 	closeTime   = 2 * time.Second // of the close handshake
 	queueLength = 64              // messages that wait for a slow browser
+	queueBytes  = 256 << 10       // of them, but a single one may always wait
 	maxBad      = 8               // malformed messages that are answered before the flow is closed
 	messageRate = 50              // per second, lasting
 	messageBump = 200             // at once
@@ -43,18 +47,22 @@ type flow struct {
 	transport string // "WSS" or "WS", for Via
 	conn      net.Conn
 	queue     chan []byte   // frames; never closed, the writer leaves by done
+	waiting   atomic.Int64  // bytes in the queue
 	done      chan struct{} // closed by close or abort
 	once      sync.Once
 	last      []byte // the close frame; set before done is closed
 	cause     string // why it ended; set before done is closed
 
-	deadline sync.Mutex // orders the two who set the read deadline
-	leaving  bool       // guarded by deadline: the close handshake runs
+	deadline sync.Mutex // orders those who set the connection's deadlines
+	leaving  bool       // guarded by deadline: the close handshake runs, and nobody else sets them
 
 	// Of the reader alone: the last token that was good.
 	seen      [sha256.Size]byte
 	seenGood  *claims.SIP
+	seenBy    signer
 	malformed int
+
+	unregistered *time.Timer // closes the flow unless it has registered
 
 	// Guarded by Edge.mu.
 	gone      bool
@@ -88,12 +96,17 @@ func (e *Edge) upgrade(w http.ResponseWriter, r *http.Request) {
 		refuse(&e.stats.Refused.Protocol, http.StatusBadRequest, "sub-protocol sip is required (RFC 7118 §3)")
 		return
 	}
-	if status, text := e.admit(source); status != 0 {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") { // it need not be counted in to be told
+		http.Error(w, "this is a WebSocket endpoint", http.StatusBadRequest)
+		return
+	}
+	counted := countedAs(source)
+	if status, text := e.admit(counted); status != 0 {
 		refuse(&e.stats.Refused.TooMany, status, text)
 		return
 	}
 	defer e.wg.Done()
-	defer e.leave(source)
+	defer e.leave(counted)
 	u := ws.HTTPUpgrader{Timeout: upgradeTime, Protocol: func(p string) bool { return p == "sip" }}
 	conn, rw, _, err := u.Upgrade(r, w)
 	if err != nil {
@@ -117,6 +130,15 @@ func sourceOf(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	return a.Addr().Unmap()
+}
+
+// countedAs is the address that a source's WebSockets are counted under: of IPv6 the /64, of which
+// one host may take as many addresses as it likes.
+func countedAs(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.PrefixFrom(a.WithZone(""), 64).Masked().Addr()
+	}
+	return a
 }
 
 func offersSIP(r *http.Request) bool {
@@ -175,7 +197,20 @@ func (e *Edge) newFlow(conn net.Conn, source netip.Addr, secure bool) *flow {
 	}
 	e.flows[f.id] = f
 	e.stats.FlowsTotal++
+	f.unregistered = time.AfterFunc(e.cfg.RegisterWithin, func() {
+		e.locked(func() {
+			if !f.gone && isStranger(f) {
+				f.close(ws.StatusPolicyViolation, "no registration in time")
+			}
+		})
+	})
 	return f
+}
+
+// isStranger says whether nothing hangs on the connection yet that took a good token.
+func isStranger(c siptx.Conn) bool {
+	f, browser := c.(*flow)
+	return browser && len(f.bindings) == 0 && len(f.calls) == 0
 }
 
 // Send implements siptx.Conn.
@@ -188,6 +223,11 @@ func (f *flow) Send(m []byte) {
 }
 
 func (f *flow) enqueue(frame []byte) {
+	n := int64(len(frame))
+	if all := f.waiting.Add(n); all > max(n, queueBytes) {
+		f.abort(fmt.Sprintf("%d bytes wait for a browser that does not read", all))
+		return
+	}
 	select {
 	case <-f.done:
 	case f.queue <- frame:
@@ -196,17 +236,28 @@ func (f *flow) enqueue(frame []byte) {
 	}
 }
 
+// Room implements siptx.Narrow: requests of others fill half of the queue, so that they do not end
+// the flow; answers and what the edge says itself have the rest.
+func (f *flow) Room(n int) bool {
+	return len(f.queue) < queueLength/2 && (f.waiting.Load() == 0 || f.waiting.Load()+int64(n) <= queueBytes/2)
+}
+
 // Via implements siptx.Conn.
 func (f *flow) Via() (transport, sentBy string) { return f.transport, f.e.host }
 
 // Trusted implements siptx.Conn.
 func (f *flow) Trusted() bool { return false }
 
-// close sends what waits, then a close frame, and gives the peer 2 s to answer it.
+// close sends what waits, then a close frame, and gives the peer 2 s in all to take them and to
+// answer. It does not wait for that.
 func (f *flow) close(code ws.StatusCode, text string) {
 	f.once.Do(func() {
 		f.last, f.cause = closeFrame(code, text), text
 		close(f.done)
+		f.deadline.Lock()
+		defer f.deadline.Unlock()
+		f.leaving = true
+		_ = f.conn.SetDeadline(time.Now().Add(closeTime)) // also of a write that is stuck; a failure shows there
 	})
 }
 
@@ -226,7 +277,8 @@ func (f *flow) abort(cause string) {
 // run reads until the flow ends, and then takes everything away that hung on it.
 func (f *flow) run(r *bufio.Reader) {
 	var writer sync.WaitGroup
-	writer.Go(f.write)
+	clean := false
+	writer.Go(func() { clean = f.write() })
 	ctx, cancel := context.WithCancel(context.Background())
 	err := f.read(ctx, r)
 	cancel()
@@ -241,17 +293,25 @@ func (f *flow) run(r *bufio.Reader) {
 		f.abort(err.Error())
 	}
 	writer.Wait()
+	if c, ok := f.conn.(*tls.Conn); ok && !clean {
+		_ = c.NetConn().Close() // else Close would wait for a peer that does not read, 5 s, to tell it
+	}
 	_ = f.conn.Close() // closed by the peer, or by us
 	f.e.log.Info("WebSocket ended", "source", f.source, "cause", f.cause)
 	f.e.locked(func() { f.e.flowGone(f) })
 }
 
-// write sends frames and pings until the flow is done, and then the close frame.
-func (f *flow) write() {
+// write sends frames and pings until the flow is done, and then the close frame. It says whether the
+// peer took all that.
+func (f *flow) write() (all bool) {
 	ping := time.NewTicker(flowTimer)
 	defer ping.Stop()
 	put := func(b []byte) bool {
-		_ = f.conn.SetWriteDeadline(time.Now().Add(writeTime)) // a failure shows in the write
+		f.deadline.Lock()
+		if !f.leaving {
+			_ = f.conn.SetWriteDeadline(time.Now().Add(writeTime)) // a failure shows in the write
+		}
+		f.deadline.Unlock()
 		if _, err := f.conn.Write(b); err != nil {
 			f.abort("write: " + err.Error())
 			return false
@@ -261,40 +321,38 @@ func (f *flow) write() {
 	for {
 		select {
 		case b := <-f.queue:
+			f.waiting.Add(-int64(len(b)))
 			if !put(b) {
-				return
+				return false
 			}
 		case <-ping.C:
 			if !put(ws.CompiledPing) {
-				return
+				return false
 			}
 		case <-f.done:
-			f.sayGoodbye()
-			return
+			return f.sayGoodbye()
 		}
 	}
 }
 
-func (f *flow) sayGoodbye() {
+// sayGoodbye writes what waits and the close frame, in what close has left of the time.
+func (f *flow) sayGoodbye() (all bool) {
 	if f.last == nil {
-		return
+		return false
 	}
-	f.deadline.Lock()
-	f.leaving = true
-	_ = f.conn.SetDeadline(time.Now().Add(closeTime)) // a failure shows in the write
-	f.deadline.Unlock()
 	for {
 		select {
 		case b := <-f.queue:
 			if _, err := f.conn.Write(b); err != nil {
-				return
+				return false
 			}
 			continue
 		default:
 		}
 		break
 	}
-	_, _ = f.conn.Write(f.last) // if it cannot be written, the peer learns it from the end of the connection
+	_, err := f.conn.Write(f.last) // if it cannot be written, the peer learns it from the end of the connection
+	return err == nil
 }
 
 // within sets how long the reader waits, unless the close handshake has set it already.
@@ -308,7 +366,7 @@ func (f *flow) within(d time.Duration) {
 
 func (f *flow) read(ctx context.Context, r *bufio.Reader) error {
 	limit := rate.NewLimiter(messageRate, messageBump)
-	in := frames{r: r, begun: func() { f.within(frameTime) }}
+	in := frames{r: r, begun: func() { f.within(frameTime) }, idle: func() { f.within(idleTime) }}
 	in.control = func(op ws.OpCode, payload []byte) error {
 		switch op {
 		case ws.OpPing:
@@ -326,7 +384,6 @@ func (f *flow) read(ctx context.Context, r *bufio.Reader) error {
 		if !limit.Allow() {
 			return closing{ws.StatusPolicyViolation, "too many frames"}
 		}
-		f.within(idleTime)
 		return nil
 	}
 	for {
@@ -360,15 +417,18 @@ func (f *flow) message(ctx context.Context, b []byte) error {
 		return nil
 	}
 	e := f.e
-	m, err := siptx.Parse(b, false)
+	m, err := siptx.ParseClient(b, false)
 	if err != nil {
 		e.locked(func() { e.stats.Refused.Malformed++ })
 		e.log.Info("message refused", "source", f.source, "cause", err)
 		answer, ok := siptx.Refuse(b, 400, "Bad Request")
-		if f.malformed++; !ok || f.malformed > maxBad {
+		// An ACK is never answered; one of a refused INVITE has the same faults.
+		if f.malformed++; !ok && !bytes.HasPrefix(b, []byte("ACK ")) || f.malformed > maxBad {
 			return closing{ws.StatusUnsupportedData, "malformed SIP message"}
 		}
-		f.Send(answer)
+		if ok {
+			f.Send(answer)
+		}
 		return nil
 	}
 	var cred credential
@@ -390,7 +450,7 @@ func (f *flow) message(ctx context.Context, b []byte) error {
 }
 
 // credential checks the bearer token of a request. It runs outside of the lock, as it may have to
-// fetch keys. A token that was good on this flow is not verified again, only its time.
+// fetch keys. A token that was good on this flow is not verified again, only its time and its key's place.
 func (f *flow) credential(ctx context.Context, m *siptx.Message) credential {
 	token, found := bearer(m)
 	if !found {
@@ -398,17 +458,17 @@ func (f *flow) credential(ctx context.Context, m *siptx.Message) credential {
 	}
 	now := time.Now()
 	sum := sha256.Sum256([]byte(token))
-	if f.seenGood != nil && sum == f.seen {
+	if f.seenGood != nil && sum == f.seen && f.seenBy.stands(ctx, f.e.cfg.Keys) {
 		if err := f.seenGood.Check(now, f.e.cfg.Issuers, f.e.cfg.Audience); err != nil {
 			return credential{found: true, err: err}
 		}
 		return credential{found: true, claims: f.seenGood}
 	}
-	c, err := f.e.verify(ctx, token, now)
+	c, by, err := f.e.verify(ctx, token, now)
 	if err != nil {
 		return credential{found: true, err: err}
 	}
-	f.seen, f.seenGood = sum, c
+	f.seen, f.seenGood, f.seenBy = sum, c, by
 	return credential{found: true, claims: c}
 }
 
@@ -418,6 +478,7 @@ func (e *Edge) flowGone(f *flow) {
 		return
 	}
 	f.gone = true
+	f.unregistered.Stop()
 	delete(e.flows, f.id)
 	for _, c := range f.calls {
 		c.end(ending{cause: "websocket-gone", status: 430, phrase: "Flow Failed", failed: true}, false, true)

@@ -27,6 +27,9 @@ type frames struct {
 	control func(op ws.OpCode, payload []byte) error
 	// begun is called when a message, or a control frame between messages, has begun.
 	begun func()
+	// idle, where not nil, is called after a control frame between messages. Inside of one it is
+	// not: the message's own time runs on.
+	idle func()
 }
 
 // next returns the next whole message. Its errors are a closing, or the connection's own.
@@ -55,8 +58,8 @@ func (f *frames) next() ([]byte, error) {
 			return nil, closing{ws.StatusProtocolError, "control frame fragmented or too long"}
 		case h.OpCode == ws.OpContinuation && !inside, (h.OpCode == ws.OpText || h.OpCode == ws.OpBinary) && inside:
 			return nil, closing{ws.StatusProtocolError, "fragments out of order"}
-		case h.OpCode.IsData() && h.Length > int64(siptx.MaxMessage-len(message)):
-			return nil, closing{ws.StatusMessageTooBig, fmt.Sprintf("message over %d bytes", siptx.MaxMessage)}
+		case h.OpCode.IsData() && h.Length > int64(siptx.MaxClientMessage-len(message)):
+			return nil, closing{ws.StatusMessageTooBig, fmt.Sprintf("message over %d bytes", siptx.MaxClientMessage)}
 		}
 		payload := make([]byte, h.Length)
 		if _, err := io.ReadFull(f.r, payload); err != nil {
@@ -66,6 +69,9 @@ func (f *frames) next() ([]byte, error) {
 		if h.OpCode.IsControl() {
 			if err := f.control(h.OpCode, payload); err != nil {
 				return nil, err
+			}
+			if !inside && f.idle != nil {
+				f.idle()
 			}
 			continue
 		}

@@ -21,6 +21,18 @@ const (
 	maxURI     = 1024 // as written
 )
 
+// Bounds of a message of a client ([ParseClient]): what passes them is still within the bounds of
+// the next hop when a proxy has added its routes, identities and charging fields.
+const (
+	MaxClientMessage = MaxMessage - 8<<10
+	maxClientHead    = MaxHead - 8<<10
+	maxClientLine    = maxLine - 1<<10
+	maxClientFields  = maxFields - 32
+	maxClientSeq     = 1<<31 - 1 - 1000 // CSeq of requests: an owner goes on counting in the client's place
+	maxClientVia     = 4                // a client writes one
+	maxVia           = 32               // of a request that is refused unread
+)
+
 // ErrMalformed is the reason for each refusal of Parse; the text names the field.
 var ErrMalformed = errors.New("malformed SIP message")
 
@@ -122,12 +134,50 @@ func Parse(b []byte, needLength bool) (*Message, error) {
 		if !isToken(f.Name()) {
 			return nil, malformed("name of a header field")
 		}
+		if len(f.Name())+len(f.Value())+4 > maxLine { // of a folded field: it is written in one line
+			return nil, malformed("field over %d bytes", maxLine)
+		}
 		m.Headers = append(m.Headers, Header{f.Name(), f.Value()})
 	}
 	if n := lengths(head); n > 1 || n == 0 && needLength {
 		return nil, malformed("%d Content-Length fields", n)
 	}
 	return m, m.check()
+}
+
+// ParseClient is Parse for a message of an untrusted client, whose bounds are lower.
+func ParseClient(b []byte, needLength bool) (*Message, error) {
+	if len(b) > MaxClientMessage {
+		return nil, malformed("over %d bytes", MaxClientMessage)
+	}
+	m, err := Parse(b, needLength)
+	if err != nil {
+		return nil, err
+	}
+	size := 0
+	for _, h := range m.Headers {
+		n := len(h.Name) + len(h.Value) + 4 // as written
+		if n > maxClientLine {
+			return nil, malformed("field over %d bytes", maxClientLine)
+		}
+		size += n
+	}
+	if size > maxClientHead || len(m.Headers) > maxClientFields {
+		return nil, malformed("over %d header fields, or %d bytes of them", maxClientFields, maxClientHead)
+	}
+	if n := len(m.List("Via")); n > maxClientVia {
+		return nil, malformed("%d Via values", n)
+	}
+	if seq, _, _ := m.CSeq(); m.IsRequest() && seq > maxClientSeq {
+		return nil, malformed("CSeq over %d", maxClientSeq)
+	}
+	return m, nil
+}
+
+// fits says why a peer with the bounds of Parse would refuse b, written by Append, for its size.
+func fits(b []byte) error {
+	_, err := checkBytes(b)
+	return err
 }
 
 // lengths counts the Content-Length fields. sipgo adds one where there is none, so it cannot be asked.
@@ -403,6 +453,9 @@ func (m *Message) Response(status int, reason string, fields ...Header) *Message
 func Refuse(b []byte, status int, reason string) (answer []byte, ok bool) {
 	head, _, _ := bytes.Cut(b[:min(len(b), MaxHead)], []byte("\r\n\r\n"))
 	lines := strings.Split(string(head), "\r\n")
+	if len(lines) > maxFields {
+		return nil, false
+	}
 	start := strings.Fields(lines[0])
 	if len(start) != 3 || !isMethod(start[0]) || start[0] == "ACK" || start[2] != "SIP/2.0" {
 		return nil, false
@@ -424,7 +477,9 @@ func Refuse(b []byte, status int, reason string) (answer []byte, ok bool) {
 				return nil, false
 			}
 			found[want] = true
-			r.Add(want, value)
+			if r.Add(want, value); len(r.Headers) > maxVia+4 {
+				return nil, false
+			}
 		}
 	}
 	if len(found) != 5 {

@@ -62,8 +62,13 @@ type TCPConn struct {
 	cause error
 }
 
-// Send implements [Conn].
+// Send implements [Conn]. A message over the peer's bounds is dropped: the peer could only end the
+// connection, which others share. [Layer] does not send one.
 func (c *TCPConn) Send(m []byte) {
+	if err := fits(m); err != nil && len(m) > len("\r\n\r\n") {
+		c.t.Log.Error("message not sent: please report it", "peer", c.Peer, "error", err)
+		return
+	}
 	select {
 	case c.queue <- m:
 	case <-c.done:
@@ -290,11 +295,9 @@ func (t *TCP) read(c *TCPConn, conn net.Conn) error {
 		m, err := Parse(b, true)
 		if err != nil {
 			t.Log.Warn("message refused", "peer", c.Peer, "error", err)
-			answer, ok := Refuse(b, 400, "Bad Request")
-			if !ok {
-				return err
-			}
-			c.Send(answer)
+			if answer, ok := Refuse(b, 400, "Bad Request"); ok {
+				c.Send(answer)
+			} // else it is passed over: its end is known, and the connection is many users'
 			continue
 		}
 		t.Receive(c, m)

@@ -130,3 +130,39 @@ func TestTCPPeers(t *testing.T) {
 		t.Errorf("%d refused", refused)
 	}
 }
+
+// TestTCPBadMessages: on a connection that many share, what is framed and cannot be read is passed
+// over, and what a peer could not read is not sent.
+func TestTCPBadMessages(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	got := make(chan *Message, 10)
+	s := &TCP{Log: slog.New(slog.DiscardHandler), SentBy: "b", Allow: func(netip.Addr) bool { return true },
+		Receive: func(c *TCPConn, m *Message) {
+			c.Send([]byte("INVITE sip:x@y SIP/2.0\r\nX: " + strings.Repeat("x", maxLine) + "\r\n\r\n"))
+			c.Send(m.Response(200, "OK").Append(nil))
+			got <- m
+		}, Lost: func(*TCPConn) {}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() { s.Serve(l); close(served) }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.Write([]byte("SIP/2.0 400 Bad Request\r\nCSeq: 2147483648 BYE\r\nContent-Length: 0\r\n\r\n" + invite))
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	b := make([]byte, 64)
+	if n, err := c.Read(b); err != nil || !strings.HasPrefix(string(b[:n]), "SIP/2.0 200 OK") {
+		t.Errorf("read %q, %v", b[:n], err)
+	}
+	if len(got) != 1 {
+		t.Errorf("%d messages", len(got))
+	}
+	_ = c.Close()
+	_ = l.Close()
+	<-served
+	s.Close()
+}

@@ -15,12 +15,18 @@ const (
 	// TimerC is how long a proxy waits for the final answer to an INVITE after each provisional
 	// one (§16.6 step 11: more than 3 minutes).
 	TimerC = 181 * time.Second
+	// LastResort is how long an INVITE waits for its owner's next answer: longer than timer C and
+	// what follows it, so that it ends only what was forgotten. Other requests wait 64*T1 + 2 s.
+	LastResort = 240 * time.Second
+	forgotten  = 64*T1 + 2*time.Second
 )
 
 // Bounds of the tables.
 const (
 	maxPerConn = 64    // live server transactions of one untrusted connection
 	maxAll     = 16384 // live transactions of each kind
+	reserved   = 4096  // of maxAll, server: for trusted connections alone
+	maxStrange = 2048  // server transactions of strangers
 )
 
 // Conn carries messages reliably and in order. Implementations are pointers: they are compared.
@@ -33,6 +39,13 @@ type Conn interface {
 	Trusted() bool
 }
 
+// Narrow is a Conn that may be refused requests because too much waits on it already, so that others
+// do not make it end. A BYE is sent all the same.
+type Narrow interface {
+	Conn
+	Room(n int) bool // for n bytes
+}
+
 // Layer is the transaction layer of one owner. It has no lock: the owner calls it, and it calls
 // the owner, under the lock that Do takes.
 type Layer struct {
@@ -42,11 +55,16 @@ type Layer struct {
 	OnRequest func(t *ServerTx)
 	// OnAck is given an ACK that belongs to no failed INVITE: it ends a 2xx, end to end.
 	OnAck func(c Conn, m *Message)
+	// Stranger says whether an untrusted connection has no standing yet; nil: none is strange. An
+	// INVITE of a stranger is not kept, so that nobody need acknowledge its refusal: OnRequest must give the final
+	// answer before it returns.
+	Stranger func(c Conn) bool
 
-	conns  map[Conn]*tables
-	server int
-	client int
-	closed bool
+	conns   map[Conn]*tables
+	server  int
+	strange int // of server
+	client  int
+	closed  bool
 }
 
 type tables struct {
@@ -70,6 +88,9 @@ type ServerTx struct {
 	tag   string // of To, where Respond's message has none
 	last  []byte // the final answer to a failed INVITE, until its ACK
 	timer *time.Timer
+
+	strange bool // counted in Layer.strange
+	loose   bool // in no table: it ends with its final answer
 }
 
 // ClientTx is a client transaction (RFC 3261 §17.1, RFC 6026 §8).
@@ -185,14 +206,42 @@ func (l *Layer) Receive(c Conn, m *Message) {
 		}
 		return
 	}
-	if l.server >= maxAll || !c.Trusted() && len(t.server) >= maxPerConn {
+	strange := !c.Trusted() && l.Stranger != nil && l.Stranger(c)
+	tx := &ServerTx{Request: m, Conn: c, l: l, key: key + m.Method, tag: NewTag(), loose: strange && m.Method == "INVITE"}
+	if tx.loose {
+		l.OnRequest(tx)
+		return
+	}
+	if l.server >= maxAll || !c.Trusted() && (len(t.server) >= maxPerConn || l.server >= maxAll-reserved) || strange && l.strange >= maxStrange {
 		send(c, withTag(m.Response(503, "Too Many Transactions", Header{"Retry-After", "5"})))
 		return
 	}
-	tx := &ServerTx{Request: m, Conn: c, l: l, key: key + m.Method, tag: NewTag()}
 	l.tables(c).server[tx.key] = tx
 	l.server++
+	if tx.strange = strange; strange {
+		l.strange++
+	}
+	tx.wait()
 	l.OnRequest(tx)
+}
+
+// wait begins the time in which the owner must answer, anew. What it forgets is answered in its
+// place, and its OnGone called, so that it ends what it had begun.
+func (t *ServerTx) wait() {
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	d, status := forgotten, 500 // a 408 would help nobody (RFC 4320 §4.2)
+	if t.Request.Method == "INVITE" {
+		d, status = LastResort, 408
+	}
+	t.timer = t.l.after(d, func() bool { return t.state == proceeding }, func() {
+		gone := t.OnGone
+		t.Reply(status, "Not Answered")
+		if gone != nil {
+			gone()
+		}
+	})
 }
 
 func send(c Conn, m *Message) { c.Send(m.Append(nil)) }
@@ -235,10 +284,25 @@ func (t *ServerTx) Respond(m *Message) {
 		setTag(m, t.tag)
 	}
 	b := m.Append(nil)
+	if fits(b) != nil {
+		if m.Status < 200 || t.state == accepted {
+			return // no more than news
+		}
+		m = t.Request.Response(500, "Answer Too Large")
+		setTag(m, t.tag)
+		b = m.Append(nil)
+	}
 	t.Conn.Send(b)
+	if t.timer != nil && t.state == proceeding && m.Status >= 200 {
+		t.timer.Stop() // of wait
+	}
 	switch {
-	case m.Status < 200, t.state == accepted:
-	case t.Request.Method != "INVITE":
+	case t.state == accepted:
+	case m.Status < 200:
+		if !t.loose && t.Request.Method == "INVITE" {
+			t.wait()
+		}
+	case t.loose, t.Request.Method != "INVITE":
 		t.end() // timer J is 0 on reliable transports
 	case m.Status < 300:
 		t.state = accepted
@@ -260,6 +324,9 @@ func (t *ServerTx) end() {
 	if tb := t.l.conns[t.Conn]; tb != nil && tb.server[t.key] == t {
 		delete(tb.server, t.key)
 		t.l.server--
+		if t.strange {
+			t.l.strange--
+		}
 		t.l.tidy(t.Conn, tb)
 	}
 }
@@ -272,7 +339,8 @@ func (l *Layer) tidy(c Conn, tb *tables) {
 
 // Request sends m, which has no Via of ours yet, in a new client transaction. on is given every
 // answer, and at last a final one in any case: a Local 408 at a timeout, a Local 503 where the connection is lost
-// or the table full. on is not called before Request returns.
+// or the table full, a Local 513 where m is over the peer's bounds,
+// a Local 480 where c has no room. on is not called before Request returns.
 func (l *Layer) Request(c Conn, m *Message, on func(*Message)) *ClientTx {
 	branch := "z9hG4bK" + rand.Text()
 	transport, sentBy := c.Via()
@@ -282,12 +350,21 @@ func (l *Layer) Request(c Conn, m *Message, on func(*Message)) *ClientTx {
 		t.timer = l.after(0, func() bool { return t.state == proceeding }, func() { t.final(t.local(503, "Too Many Transactions")) })
 		return t
 	}
+	b := m.Append(nil)
+	if fits(b) != nil {
+		t.timer = l.after(0, func() bool { return t.state == proceeding }, func() { t.final(t.local(513, "Message Too Large")) })
+		return t
+	}
+	if n, ok := c.(Narrow); ok && m.Method != "BYE" && !n.Room(len(b)) {
+		t.timer = l.after(0, func() bool { return t.state == proceeding }, func() { t.final(t.local(480, "Connection Is Congested")) })
+		return t
+	}
 	l.tables(c).client[t.key] = t
 	l.client++
 	t.timer = l.after(64*T1, func() bool { return t.state == proceeding }, func() { // timers B and F
 		t.final(t.local(408, "Request Timeout"))
 	})
-	c.Send(m.Append(nil))
+	c.Send(b)
 	return t
 }
 

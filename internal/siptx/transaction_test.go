@@ -267,3 +267,117 @@ func TestBounds(t *testing.T) {
 		time.Sleep(time.Minute)
 	})
 }
+
+// TestStrangers: an INVITE of a stranger is answered and nothing is kept; strangers together leave
+// room for others, and clients for the core.
+func TestStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOwner()
+		strange := map[Conn]bool{}
+		o.Stranger = func(c Conn) bool { return strange[c] }
+		w := &wire{t: t}
+		strange[w] = true
+		o.Do(func() {
+			o.Receive(w, parsed(t, invite))
+			if s, _ := o.Live(); s != 0 {
+				t.Errorf("%d kept for an INVITE that is not answered yet", s)
+			}
+			o.txs[0].Reply(401, "401")
+			o.txs[0].Reply(200, "200")
+		})
+		if got := w.take(); got != "401" || o.txs[0].Open() {
+			t.Errorf("sent %s", got)
+		}
+		if s, _ := o.Live(); s != 0 {
+			t.Errorf("%d kept", s)
+		}
+		register := with("INVITE → REGISTER")
+		fill := func(stranger, trusted bool) (n int) {
+			for {
+				c := &wire{t: t, trusted: trusted}
+				strange[c] = stranger
+				for i := range maxPerConn {
+					o.Do(func() {
+						m := parsed(t, register)
+						m.Set("Via", m.Get("Via")+"x"+NewTag())
+						o.Receive(c, m)
+					})
+					if len(c.sent) > 0 { // refused
+						return n + i
+					}
+				}
+				n += maxPerConn
+			}
+		}
+		if n := fill(true, false); n != maxStrange {
+			t.Errorf("%d of strangers", n)
+		}
+		if n := fill(false, false); n != maxAll-reserved-maxStrange {
+			t.Errorf("%d of clients", n)
+		}
+		if n := fill(false, true); n != reserved {
+			t.Errorf("%d of the core", n)
+		}
+		time.Sleep(LastResort + time.Second)
+		synctest.Wait()
+		if s, _ := o.Live(); s != 0 || o.strange != 0 {
+			t.Errorf("%d live, %d strange", s, o.strange)
+		}
+	})
+}
+
+// TestLastResort: a request that its owner forgets is answered in the end and kept no longer.
+func TestLastResort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, w := newOwner(), &wire{t: t}
+		gone := 0
+		take := func() (sent string, n int) { o.Do(func() { sent, n = w.take(), gone }); return sent, n }
+		o.Do(func() {
+			o.Receive(w, parsed(t, invite))
+			o.txs[0].OnGone = func() { gone++ }
+			o.Receive(w, parsed(t, with("INVITE → UPDATE")))
+		})
+		time.Sleep(64*T1 + 3*time.Second)
+		synctest.Wait()
+		if got, n := take(); got != "Not Answered" || n != 0 {
+			t.Errorf("UPDATE: sent %s, gone %d", got, n)
+		}
+		time.Sleep(LastResort - 40*time.Second)
+		o.Do(func() { o.txs[0].Reply(180, "180") }) // it still rings: the time begins anew
+		time.Sleep(LastResort - time.Second)
+		if got, n := take(); got != "180" || n != 0 {
+			t.Errorf("sent %s, gone %d", got, n)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got, n := take(); got != "Not Answered" || n != 1 {
+			t.Errorf("INVITE: sent %s, gone %d", got, n)
+		}
+		time.Sleep(64*T1 + time.Second) // no ACK
+		synctest.Wait()
+		if s, _ := o.Live(); s != 0 {
+			t.Errorf("%d live", s)
+		}
+	})
+}
+
+type narrowWire struct{ wire }
+
+func (*narrowWire) Room(int) bool { return false }
+
+func TestNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, w := newOwner(), &narrowWire{wire{t: t}}
+		var got []int
+		o.Do(func() {
+			for _, method := range []string{"MESSAGE", "BYE"} {
+				o.Request(w, bare(t, method), func(r *Message) { got = append(got, r.Status) })
+			}
+		})
+		synctest.Wait()
+		if sent := w.take(); sent != "BYE" || len(got) != 1 || got[0] != 480 {
+			t.Errorf("sent %s, answered %v", sent, got)
+		}
+		o.Do(func() { o.ConnLost(w) })
+	})
+}
