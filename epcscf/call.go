@@ -49,6 +49,8 @@ type call struct {
 	open    bool        // the gateway has, or may have, a session
 	streams []iq.Stream // as last agreed, to go back to when a renegotiation fails
 
+	pending map[*siptx.ServerTx]struct{} // INVITEs and UPDATEs inside the dialog; some may have been answered
+
 	work []func() // in order, by one goroutine while there is any
 	busy bool
 }
@@ -200,6 +202,22 @@ func (c *call) knows(m *siptx.Message, browser bool) bool {
 	return m.FromTag() == from.tag && m.ToTag() == to.tag && to.tag != ""
 }
 
+// hangsUpEarly says whether m is a BYE of who is called before anything that names his tag has come:
+// it has overtaken the 200 on another connection.
+func (c *call) hangsUpEarly(m *siptx.Message, browser bool) bool {
+	from, to := c.sides(browser)
+	return m.Method == "BYE" && !c.confirmed && browser != c.out && from.tag == "" && m.ToTag() == to.tag
+}
+
+// maxSeq is the highest CSeq that a request may have (RFC 3261 §8.1.1.5); lastSeq the highest that is taken
+// from others, so that the edge can go on counting in their name.
+const (
+	maxSeq  = 1<<31 - 1
+	lastSeq = maxSeq - 1024
+)
+
+func nextSeq(n uint32) uint32 { return min(n+1, maxSeq) }
+
 // count keeps the CSeq of a side, so that the edge can go on counting in its name.
 func (c *call) count(m *siptx.Message, browser bool) {
 	from, _ := c.sides(browser)
@@ -256,6 +274,15 @@ func (c *call) renegotiate(tx *siptx.ServerTx, browser bool) {
 		c.e.relay(tx, to, next)
 		return
 	}
+	for old := range c.pending {
+		if !old.Open() {
+			delete(c.pending, old)
+		}
+	}
+	if c.pending == nil {
+		c.pending = map[*siptx.ServerTx]struct{}{}
+	}
+	c.pending[tx] = struct{}{}
 	c.offer(&exchange{tx: tx, browser: browser})
 }
 
@@ -425,6 +452,10 @@ func (c *call) onAnswer(x *exchange, res *siptx.Message) {
 	switch {
 	case c.ended && success && x.tx.Request.Method == "INVITE":
 		c.dismiss(x, res, c.ending) // it crossed the end
+		refuseOpen(x.tx)
+		return
+	case c.ended && success:
+		refuseOpen(x.tx)
 		return
 	case c.ended && res.Status < 200:
 		return
@@ -456,6 +487,9 @@ func (c *call) onAnswer(x *exchange, res *siptx.Message) {
 	if c.ended { // while the gateway was asked
 		if success && x.tx.Request.Method == "INVITE" {
 			c.dismiss(x, res, c.ending)
+		}
+		if success {
+			refuseOpen(x.tx)
 		}
 		return
 	}
@@ -563,7 +597,7 @@ func (c *call) dismiss(x *exchange, res *siptx.Message, w ending) {
 	c.send(!x.browser, p, "ACK", seq)
 	if x.first { // of a later INVITE, the dialog's own BYE is on its way
 		from, _ := c.sides(x.browser)
-		from.seq = max(from.seq, seq) + 1
+		from.seq = nextSeq(max(from.seq, seq))
 		c.send(!x.browser, p, "BYE", from.seq, w.reason())
 	}
 }
@@ -636,13 +670,13 @@ func (c *call) bye(tx *siptx.ServerTx, browser bool) {
 	if to, next, ok := c.onward(tx.Request, browser); ok && c.confirmed {
 		c.e.relay(tx, to, next)
 	} else {
-		tx.Reply(200, "OK") // nobody is left to tell, or an early dialog, which CANCEL ends on the other side
+		tx.Reply(200, "OK") // nobody is left to tell, or an early dialog, which its INVITE's answer and CANCEL end
 	}
 	cause := "bye-by-core"
 	if browser {
 		cause = "bye-by-browser"
 	}
-	c.end(ending{cause: cause, status: 200, phrase: "Call Ended"}, !c.confirmed && !browser, !c.confirmed && browser)
+	c.end(ending{cause: cause, status: 200, phrase: "Call Ended"}, !c.confirmed, !c.confirmed)
 }
 
 // end ends the call once: it tells the sides that are named, and has the gateway release.
@@ -652,6 +686,10 @@ func (c *call) end(w ending, tellBrowser, tellCore bool) {
 	}
 	c.ended, c.ending = true, w
 	delete(c.f.calls, c.callID)
+	for tx := range c.pending {
+		refuseOpen(tx)
+	}
+	c.pending = nil
 	if w.failed {
 		c.e.stats.CallsFailed++
 	}
@@ -671,14 +709,36 @@ func (c *call) tell(browser bool, w ending) {
 	switch {
 	case c.confirmed:
 		from, _ := c.sides(!browser)
-		from.seq++
+		from.seq = nextSeq(from.seq)
 		c.send(browser, *to, "BYE", from.seq, w.reason())
 	case browser == c.out:
-		if c.invite.Open() {
-			c.invite.Reply(w.status, w.phrase, w.reason())
-		}
+		c.refuseInvite(w)
 	case c.branch != nil:
 		c.branch.Cancel(w.reason())
+	}
+}
+
+// refuseInvite answers the first INVITE of a call that has ended without an answer. Never is that a
+// 2xx, whatever ended the call: a 2xx without a session description would make a dialog.
+func (c *call) refuseInvite(w ending) {
+	if !c.invite.Open() {
+		return
+	}
+	status, phrase := w.status, w.phrase
+	if status < 300 {
+		status, phrase = 487, "Request Terminated"
+	}
+	c.invite.Reply(status, phrase, w.reason())
+}
+
+// refuseOpen answers the INVITE or UPDATE inside the dialog whose answer nobody waits for any more.
+func refuseOpen(tx *siptx.ServerTx) {
+	switch {
+	case !tx.Open():
+	case tx.Request.Method == "INVITE":
+		tx.Reply(487, "Request Terminated")
+	default:
+		tx.Reply(481, "Call/Transaction Does Not Exist")
 	}
 }
 
@@ -726,8 +786,7 @@ func (c *call) send(browser bool, to party, method string, seq uint32, fields ..
 
 // do queues work that may wait for the gateway. One goroutine does it, in order, while there is any.
 func (c *call) do(work func()) {
-	if len(c.work) >= maxWork && !c.ended {
-		c.work = nil
+	if len(c.work) >= maxWork && !c.ended { // what waits is still done, as each piece may have a transaction to answer; without the gateway it is quick
 		c.end(ending{cause: "overload", status: 503, phrase: "Too Many Requests In One Call", failed: true}, true, true)
 		return
 	}
@@ -751,7 +810,9 @@ func (c *call) labour() {
 		c.e.mu.Unlock()
 		if c.e.fault("call", work) {
 			c.e.locked(func() {
-				c.end(ending{cause: "fault", status: 500, phrase: "Internal Error", failed: true}, true, true)
+				w := ending{cause: "fault", status: 500, phrase: "Internal Error", failed: true}
+				c.end(w, true, true)
+				c.refuseInvite(w)
 			})
 		}
 	}

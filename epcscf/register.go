@@ -355,7 +355,7 @@ func (e *Edge) deregister(b *binding) {
 		return
 	}
 	e.stats.Deregistered++
-	b.seq++
+	b.seq = nextSeq(b.seq)
 	e.layer.Request(conn, e.register(b, b.flow.token, 0, nil), func(res *siptx.Message) {
 		if res.Status >= 300 {
 			e.log.Warn("de-registration failed", "pseudonym", b.alias, "status", res.Status, "reason", res.Reason)

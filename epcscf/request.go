@@ -27,9 +27,12 @@ func maxForwards(m *siptx.Message) int {
 func (e *Edge) onRequest(tx *siptx.ServerTx) {
 	m := tx.Request
 	f, browser := tx.Conn.(*flow)
+	seq, _, _ := m.CSeq()
 	switch {
 	case !e.serving:
 		tx.Reply(503, "Edge Is Shutting Down", siptx.Header{Name: "Retry-After", Value: "5"})
+	case browser && seq > lastSeq:
+		tx.Reply(400, "CSeq Too High")
 	case maxForwards(m) == 0:
 		tx.Reply(483, "Too Many Hops")
 	case m.Get("Proxy-Require") != "":
@@ -297,8 +300,19 @@ func (f *flow) bindingFor(uri string) *binding {
 // inDialog takes a request inside a dialog. Its call must be on this flow and know both tags.
 func (e *Edge) inDialog(tx *siptx.ServerTx, f *flow, browser bool, cred credential) {
 	m := tx.Request
+	if c := f.calls[m.CallID()]; c != nil && m.Method == "BYE" && !c.confirmed && c.busy {
+		c.do(func() { // an answer may wait to be done, which the BYE must not overtake
+			e.locked(func() { e.dialogRequest(tx, f, browser, cred) })
+		})
+		return
+	}
+	e.dialogRequest(tx, f, browser, cred)
+}
+
+func (e *Edge) dialogRequest(tx *siptx.ServerTx, f *flow, browser bool, cred credential) {
+	m := tx.Request
 	c := f.calls[m.CallID()]
-	if c == nil || !c.knows(m, browser) {
+	if c == nil || !c.knows(m, browser) && !c.hangsUpEarly(m, browser) {
 		e.noDialog(tx)
 		return
 	}
