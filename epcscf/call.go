@@ -18,6 +18,8 @@ import (
 const (
 	maxWork       = 32 // pieces of work that wait in one call
 	maxCallRoutes = 16
+	maxFlowCalls  = 8 // of one WebSocket
+	maxRinging    = 4 // of them, not answered yet, towards its browser
 	iqTime        = iq.Deadline + 100*time.Millisecond
 )
 
@@ -46,6 +48,8 @@ type call struct {
 	answered  time.Time
 
 	seq     uint32      // of Iq
+	numbers []int       // of the gateway's streams, by m-line; -1: none yet
+	media   []string    // of the streams, by number
 	open    bool        // the gateway has, or may have, a session
 	streams []iq.Stream // as last agreed, to go back to when a renegotiation fails
 
@@ -100,11 +104,27 @@ func (e *Edge) startCall(tx *siptx.ServerTx, f *flow, b *binding, out bool) {
 	m := tx.Request
 	if len(e.calls) >= e.cfg.MaxCalls {
 		e.stats.Refused.TooMany++
-		tx.Reply(503, "Too Many Calls", siptx.Header{Name: "Retry-After", Value: "10"})
+		e.refuse(tx, 503, "Too Many Calls", "the edge has as many calls as it may", siptx.Header{Name: "Retry-After", Value: "10"})
 		return
 	}
 	if f.calls[m.CallID()] != nil {
-		tx.Reply(482, "Loop Detected") // or a call to oneself on the same WebSocket
+		e.refuse(tx, 482, "Loop Detected", "the WebSocket has a call of this Call-ID") // or a call to oneself on the same WebSocket
+		return
+	}
+	ringing := 0
+	for _, c := range f.calls {
+		if !c.out && !c.confirmed {
+			ringing++
+		}
+	}
+	switch {
+	case !out && (len(f.calls) >= maxFlowCalls || ringing >= maxRinging):
+		e.stats.Refused.TooMany++
+		e.refuse(tx, 486, "Busy Here", "the browser has as many calls as it may")
+		return
+	case len(f.calls) >= maxFlowCalls:
+		e.stats.Refused.TooMany++
+		e.refuse(tx, 503, "Too Many Calls", "the browser has as many calls as it may", siptx.Header{Name: "Retry-After", Value: "10"})
 		return
 	}
 	c := &call{
@@ -114,9 +134,12 @@ func (e *Edge) startCall(tx *siptx.ServerTx, f *flow, b *binding, out bool) {
 	c.browser.origin, c.core.origin = newOrigin(), newOrigin()
 	from, to := c.sides(out)
 	from.tag, from.uri, to.uri = m.FromTag(), uriOf(m.Get("From")), uriOf(m.Get("To"))
+	if out {
+		from.uri = b.impu // as toCore writes it
+	}
 	from.contact = contactOf(m)
 	if from.contact == "" {
-		tx.Reply(400, "Contact Is Required")
+		e.refuse(tx, 400, "Contact Is Required", "no Contact, or several, in an INVITE")
 		return
 	}
 	c.count(m, out)
@@ -230,6 +253,7 @@ func (c *call) onward(m *siptx.Message, browser bool) (siptx.Conn, *siptx.Messag
 	if !browser {
 		next := c.e.toBrowser(m)
 		next.URI = c.browser.contact
+		c.name(next, browser)
 		return c.f, next, !c.f.gone
 	}
 	conn, ok := c.e.coreConn(c.core.route)
@@ -238,7 +262,19 @@ func (c *call) onward(m *siptx.Message, browser bool) (siptx.Conn, *siptx.Messag
 	}
 	next := c.e.toCore(m, c.core.route, c.impu)
 	next.URI = c.core.contact
+	c.name(next, browser)
 	return conn, next, true
+}
+
+// name writes From and To of a request inside the dialog from what the dialog began with: what stands
+// in the request itself names nobody (RFC 3261 §12.2.1.1), but would be shown.
+func (c *call) name(next *siptx.Message, browser bool) {
+	from, to := c.sides(browser)
+	if next.ToTag() == "" {
+		return
+	}
+	next.Set("From", "<"+from.uri+">;tag="+from.tag)
+	next.Set("To", "<"+to.uri+">;tag="+next.ToTag())
 }
 
 // exchange is one offer and its answer: the first INVITE, a later one, or an UPDATE.
@@ -255,7 +291,7 @@ type exchange struct {
 func (c *call) renegotiate(tx *siptx.ServerTx, browser bool) {
 	m := tx.Request
 	if !c.confirmed && m.Method == "INVITE" {
-		tx.Reply(491, "Request Pending")
+		c.e.refuse(tx, 491, "Request Pending", "the call has no answer yet")
 		return
 	}
 	from, _ := c.sides(browser)
@@ -292,7 +328,7 @@ func (c *call) offer(x *exchange) {
 	var err error
 	switch {
 	case len(m.Body) > 0 && !isSDP(m):
-		x.tx.Reply(415, "Unsupported Media Type", siptx.Header{Name: "Accept", Value: "application/sdp"})
+		c.e.refuse(x.tx, 415, "Unsupported Media Type", "the body is no session description", siptx.Header{Name: "Accept", Value: "application/sdp"})
 		c.firstFailed(x, ending{cause: "unsupported-body", status: 415, phrase: "Unsupported Media Type"})
 		return
 	case x.browser:
@@ -302,12 +338,21 @@ func (c *call) offer(x *exchange) {
 	}
 	if err != nil {
 		c.e.stats.Refused.Description++
-		x.tx.Reply(488, "Not Acceptable Here: "+err.Error())
+		c.e.refuse(x.tx, 488, "Not Acceptable Here: "+err.Error(), err.Error())
 		c.firstFailed(x, ending{cause: "description", detail: err.Error(), status: 488, phrase: "Not Acceptable Here"})
 		return
 	}
+	c.numbers, _ = x.offer.number(c.numbers, len(c.media))
 	index, n := x.offer.streams()
+	for i, l := range x.offer.Lines {
+		if index[i] >= len(c.media) {
+			c.media = append(c.media, l.Kind)
+		}
+	}
 	x.streams = make([]iq.Stream, n)
+	for i, kind := range c.media {
+		x.streams[i].Media = kind
+	}
 	for i, l := range x.offer.Lines {
 		if index[i] >= 0 {
 			x.streams[index[i]] = iq.Stream{Media: l.Kind, Access: l.Access, Core: l.Core}
@@ -396,7 +441,7 @@ func (c *call) forward(x *exchange) {
 		if x.browser {
 			c.e.noCore(x.tx)
 		} else {
-			x.tx.Reply(430, "Flow Failed")
+			c.e.refuse(x.tx, 430, "Flow Failed", "the WebSocket has ended")
 		}
 		c.firstFailed(x, ending{cause: "no-way", status: 503, phrase: "Cannot Be Reached", failed: true})
 		return
@@ -417,6 +462,7 @@ func (c *call) forward(x *exchange) {
 		c.gatewayFailed(x, err)
 		return
 	}
+	next.Keep(notOfBody)
 	next.Set("Content-Type", "application/sdp")
 	drop100rel(next)
 	branch := c.e.layer.Request(to, next, func(res *siptx.Message) {
@@ -657,7 +703,13 @@ func (c *call) failed(x *exchange, res *siptx.Message) {
 		c.end(ending{cause: "dialog-gone", status: res.Status, phrase: res.Reason, failed: true}, true, true)
 		return
 	}
-	back := &exchange{tx: x.tx, streams: c.streams}
+	if c.streams == nil { // nothing has been agreed yet: an UPDATE before the first answer
+		return
+	}
+	back := &exchange{tx: x.tx, streams: slices.Clone(c.streams)}
+	for i := len(back.streams); i < len(c.media); i++ { // the gateway does not forget a stream
+		back.streams = append(back.streams, iq.Stream{Media: c.media[i]})
+	}
 	c.do(func() {
 		if err := c.set(back); err != nil {
 			c.e.log.Warn("media gateway did not go back to what was agreed", "call", c.id, "error", err)
