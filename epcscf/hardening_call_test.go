@@ -2,6 +2,7 @@ package epcscf
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -330,5 +331,34 @@ func TestRefusalsAreLogged(t *testing.T) {
 				t.Errorf("no line has %q", c.want)
 			}
 		})
+	}
+}
+
+// A line keeps its stream while another is given up and comes back; beyond the gateway's bound there is none.
+func TestStreamsKeepTheirNumbers(t *testing.T) {
+	d := func(rejected ...bool) *description {
+		var d description
+		for _, r := range rejected {
+			d.Lines = append(d.Lines, line{Rejected: r})
+		}
+		return &d
+	}
+	var known []int
+	n := 0
+	for _, c := range []struct {
+		d    *description
+		want []int
+		n    int
+	}{
+		{d(false, false), []int{0, 1}, 2},
+		{d(true, false), []int{-1, 1}, 2},
+		{d(true, false, true, false), []int{-1, 1, -1, 2}, 3},
+		{d(false, true, false, true), []int{0, -1, 3, -1}, 4},
+		{d(false, true, false, true, false), []int{0, -1, 3, -1, -1}, 4},
+	} {
+		known, n = c.d.number(known, n)
+		if index, count := c.d.streams(); !slices.Equal(index, c.want) || count != c.n || n != c.n {
+			t.Errorf("%v %d, not %v %d", index, count, c.want, c.n)
+		}
 	}
 }
