@@ -40,10 +40,18 @@ func notOfBody(name string) bool {
 }
 
 // screenBrowser makes what of m may go on towards the core: no bearer, no P- field, no route, no Via
-// of the browser.
+// of the browser, no name in Contact.
 func screenBrowser(m *siptx.Message) *siptx.Message {
 	c := m.Clone()
 	c.Keep(fromBrowser)
+	contacts := c.List("Contact")
+	c.Del("Contact")
+	for _, v := range contacts {
+		if a, err := siptx.ParseNameAddr(v); err == nil { // without the name that it gives itself
+			a.Display = ""
+			c.Add("Contact", a.String())
+		}
+	}
 	return c
 }
 
