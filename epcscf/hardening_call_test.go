@@ -181,26 +181,38 @@ func TestPipelinedRegister(t *testing.T) {
 // A page loaded anew registers before its old WebSocket is found dead: the old registration's end
 // must not take the new one away at the core.
 func TestReloadKeepsTheNewRegistration(t *testing.T) {
-	var core *slowCore
-	h := newHouse(t, func(c *Config) {
-		core = newSlowCore(t, c.Core.NextHop.String())
-		c.Core.NextHop = core.addr()
-	})
-	t.Cleanup(func() { h.stop(); core.close(); goleak.VerifyNone(t) })
-	h.play("alice connects\nalice> REGISTER\n<alice 200 OK\n", "reload")
-	a := h.ua("alice")
-	old, done := a.ws, a.done
-	h.play("alice reloads\nalice connects\n", "reload")
-	core.hold()
-	a.register("600")
-	h.wait("the REGISTER is on its way", func() bool { h.edge.mu.Lock(); defer h.edge.mu.Unlock(); return len(h.edge.registering) == 1 })
-	_ = old.CloseNow()
-	<-done
-	h.wait("the old WebSocket is gone", func() bool { return h.edge.Stats().Flows == 1 })
-	core.release()
-	h.play("<alice 200\nedge: bindings=1\ncore: registrations=1\n", "reload")
-	if n := h.edge.Stats().Deregistered; n != 0 {
-		t.Errorf("%d de-registrations", n)
+	defer goleak.VerifyNone(t)
+	for _, stays := range []bool{true, false} { // where the new WebSocket is lost too, nothing stays at the core
+		var core *slowCore
+		h := newHouse(t, func(c *Config) {
+			core = newSlowCore(t, c.Core.NextHop.String())
+			c.Core.NextHop = core.addr()
+		})
+		h.play("alice connects\nalice> REGISTER\n<alice 200 OK\n", "reload")
+		a := h.ua("alice")
+		old, done := a.ws, a.done
+		h.play("alice reloads\nalice connects\n", "reload")
+		core.hold()
+		a.register("600")
+		h.wait("the REGISTER is on its way", func() bool { h.edge.mu.Lock(); defer h.edge.mu.Unlock(); return len(h.edge.registering) == 1 })
+		_ = old.CloseNow()
+		<-done
+		h.wait("the old WebSocket is gone", func() bool { return h.edge.Stats().Flows == 1 })
+		if !stays {
+			h.play("alice vanishes\nedge: flows=0\n", "reload")
+		}
+		core.release()
+		if stays {
+			h.play("<alice 200\nedge: bindings=1\ncore: registrations=1\n", "reload")
+			if n := h.edge.Stats().Deregistered; n != 0 {
+				t.Errorf("%d de-registrations", n)
+			}
+		} else {
+			h.play("edge: bindings=0\ncore: registrations=0\n", "reload")
+			h.wait("both are de-registered", func() bool { return h.edge.Stats().Deregistered == 2 })
+		}
+		h.over()
+		core.close()
 	}
 }
 
