@@ -69,6 +69,9 @@ func TestByeBeforeAnswerIsPassedOn(t *testing.T) {
 			t.Errorf("alice got %d", m.Status)
 		}
 		h.settled()
+		if got := answersToInvite(h.toEdge.answered()); len(got) == 0 || !strings.HasPrefix(got[0], "200") {
+			t.Errorf("the BYE has overtaken the answer on bob's side: %q", got)
+		}
 		if all := h.ua("alice").everything() + h.toEdge.answered(); strings.Contains(all, "200 Call Ended") {
 			t.Error("an INVITE was answered with 200 Call Ended")
 		}
