@@ -39,13 +39,18 @@ type Config struct {
 	VisitedNetwork string
 	// Users are the public identities that exist, SIP URIs. None: every user of Domain exists.
 	Users []string
+	// Private are private identities by public identity. A public identity that is not named takes any
+	// private one but that of another user, where sip:alice@ims.test has alice@ims.test.
+	Private map[string]string
 }
 
 const (
 	minExpires    = 10 * time.Second
 	maxExpires    = time.Hour
-	maxContacts   = 4    // of one identity; the oldest goes
-	maxIdentities = 4096 // registered at once
+	maxContacts   = 4              // of one identity; the oldest goes
+	maxIdentities = 4096           // registered at once
+	maxCalls      = 4096           // answered at once
+	maxTalk       = 12 * time.Hour // after which a call without BYE counts as over
 	drainTime     = time.Second
 )
 
@@ -62,7 +67,7 @@ type Core struct {
 	tcp     *siptx.TCP
 	serving bool
 	homes   map[string][]*contact // by address of record, oldest first
-	calls   map[string]struct{}   // Call-ID and From tag of answered INVITEs, until BYE
+	calls   map[string]time.Time  // by Call-ID, when it was answered; until BYE
 	stats   Stats
 }
 
@@ -72,6 +77,8 @@ type contact struct {
 	instance string
 	field    string   // as registered, without expires
 	path     []string // URIs
+	callID   string   // of its REGISTER
+	seq      uint32
 	timer    *time.Timer
 	until    time.Time
 }
@@ -99,7 +106,7 @@ func New(cfg Config) (*Core, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Core{cfg: cfg, log: cfg.Log, homes: map[string][]*contact{}, calls: map[string]struct{}{}}
+	c := &Core{cfg: cfg, log: cfg.Log, homes: map[string][]*contact{}, calls: map[string]time.Time{}}
 	for _, u := range cfg.Users {
 		p, err := siptx.ParseURI(u)
 		if err != nil {
@@ -186,9 +193,7 @@ func (c *Core) onRequest(tx *siptx.ServerTx) {
 	m := tx.Request
 	hops, err := strconv.Atoi(m.Get("Max-Forwards"))
 	switch {
-	case leaked(m):
-		c.stats.Leaks++
-		c.log.Error("an edge let a bearer token through", "method", m.Method)
+	case c.leaks(m):
 		tx.Reply(400, "Token leaked to core")
 	case err == nil && hops == 0:
 		tx.Reply(483, "Too Many Hops")
@@ -199,6 +204,16 @@ func (c *Core) onRequest(tx *siptx.ServerTx) {
 	default:
 		c.route(tx)
 	}
+}
+
+// leaks counts and logs a bearer token in m.
+func (c *Core) leaks(m *siptx.Message) bool {
+	if !leaked(m) {
+		return false
+	}
+	c.stats.Leaks++
+	c.log.Error("an edge let a bearer token through", "method", m.Method)
+	return true
 }
 
 func leaked(m *siptx.Message) bool {
@@ -260,13 +275,26 @@ func (c *Core) register(tx *siptx.ServerTx) {
 	case strings.Trim(m.Get("P-Visited-Network-ID"), `"`) != c.cfg.VisitedNetwork:
 		refuse(403, "Unknown Visited Network")
 		return
+	case strings.ToLower(hostOf(m.URI)) != strings.ToLower(c.cfg.Domain) || userOf(m.URI) != "":
+		refuse(403, "Wrong Domain")
+		return
 	case len(m.List("Path")) == 0 || !m.Has("Require", "path"):
 		refuse(421, "Extension Required", siptx.Header{Name: "Require", Value: "path"})
 		return
 	}
 	impu := siptx.AOROf(m.Get("To"))
-	if !c.exists(impu) || cred.Get("username") == "" {
+	switch path := uris(m, "Path"); {
+	case !c.exists(impu) || cred.Get("username") == "":
 		refuse(403, "Unknown Identity")
+		return
+	case siptx.AOROf(m.Get("From")) != impu: // a third party's
+		refuse(403, "From Is Not To")
+		return
+	case !c.belongs(cred.Get("username"), impu):
+		refuse(403, "Private Identity Is Another's")
+		return
+	case len(path) != len(m.List("Path")) || !c.namesEdge(path[0]):
+		refuse(403, "Path Names No Edge")
 		return
 	}
 	list := m.List("Contact")
@@ -297,7 +325,14 @@ func (c *Core) register(tx *siptx.ServerTx) {
 			refuse(503, "Too Many Registrations")
 			return
 		}
-		c.store(impu, a, uris(m, "Path"), min(expires, maxExpires))
+		seq, _, _ := m.CSeq()
+		for _, b := range c.homes[impu] { // RFC 3261 §10.3 step 7
+			if b.uri == a.URI && b.callID == m.CallID() && seq <= b.seq {
+				refuse(500, "Out Of Order")
+				return
+			}
+		}
+		c.store(impu, a, m, min(expires, maxExpires))
 	}
 	c.stats.Registers++
 	r := m.Response(200, "OK")
@@ -313,6 +348,32 @@ func (c *Core) register(tx *siptx.ServerTx) {
 		r.Add("Require", "outbound")
 	}
 	tx.Respond(r)
+}
+
+// belongs says whether a private identity may register a public one.
+func (c *Core) belongs(impi, impu string) bool {
+	if p := c.cfg.Private[impu]; p != "" {
+		return p == impi
+	}
+	return "sip:"+impi == impu || !c.exists("sip:"+impi)
+}
+
+// namesEdge says whether a URI is of a configured edge: what is registered is where calls go.
+func (c *Core) namesEdge(uri string) bool {
+	u, err := siptx.ParseURI(uri)
+	if err != nil {
+		return false
+	}
+	at, ok := u.AddrPort()
+	return ok && c.isEdge(at.Addr())
+}
+
+func hostOf(uri string) string {
+	u, err := siptx.ParseURI(uri)
+	if err != nil {
+		return ""
+	}
+	return u.Host
 }
 
 func (c *Core) exists(aor string) bool {
@@ -344,9 +405,10 @@ func uris(m *siptx.Message, name string) []string {
 
 // store adds, refreshes or, at expires 0, removes a contact. One with the same instance and reg-id
 // is the same (RFC 5626 §6).
-func (c *Core) store(impu string, a siptx.NameAddr, path []string, expires time.Duration) {
+func (c *Core) store(impu string, a siptx.NameAddr, m *siptx.Message, expires time.Duration) {
 	a.Params.Del("expires")
-	b := &contact{uri: a.URI, field: a.String(), path: path, until: time.Now().Add(expires)}
+	seq, _, _ := m.CSeq()
+	b := &contact{uri: a.URI, field: a.String(), path: uris(m, "Path"), callID: m.CallID(), seq: seq, until: time.Now().Add(expires)}
 	if i := a.Params.Get("+sip.instance"); i != "" {
 		b.instance = i + ";" + a.Params.Get("reg-id")
 	}
@@ -445,6 +507,10 @@ func (c *Core) route(tx *siptx.ServerTx) {
 			return
 		}
 		to := home[len(home)-1]
+		if m.Method == "INVITE" && !c.hasRoom() {
+			tx.Reply(503, "Too Many Calls", siptx.Header{Name: "Retry-After", Value: "10"})
+			return
+		}
 		n.URI, routes = to.uri, to.path
 		if m.Method == "INVITE" {
 			n.Push("Record-Route", "<sip:"+c.sentBy+";lr>")
@@ -464,6 +530,7 @@ func (c *Core) route(tx *siptx.ServerTx) {
 	}
 	branch := c.layer.Request(conn, n, func(res *siptx.Message) { c.onResponse(tx, res) })
 	tx.OnCancel = func(cancel *siptx.Message) {
+		c.leaks(cancel) // its answer has been given
 		var fields []siptx.Header
 		for _, v := range cancel.All("Reason") {
 			fields = append(fields, siptx.Header{Name: "Reason", Value: v})
@@ -471,6 +538,19 @@ func (c *Core) route(tx *siptx.ServerTx) {
 		branch.Cancel(fields...)
 	}
 	tx.OnGone = func() { branch.Cancel() }
+}
+
+// hasRoom says whether one more call may be answered. Calls whose BYE was lost are forgotten in time.
+func (c *Core) hasRoom() bool {
+	if len(c.calls) < maxCalls {
+		return true
+	}
+	for id, since := range c.calls {
+		if time.Since(since) > maxTalk {
+			delete(c.calls, id)
+		}
+	}
+	return len(c.calls) < maxCalls
 }
 
 func (c *Core) onResponse(tx *siptx.ServerTx, res *siptx.Message) {
@@ -491,13 +571,16 @@ func (c *Core) onResponse(tx *siptx.ServerTx, res *siptx.Message) {
 		r.Status, r.Reason = 480, "Temporarily Unavailable" // no other flow to try (RFC 5626 §6)
 	}
 	if tx.Request.Method == "INVITE" && res.Status >= 200 && res.Status < 300 && tx.Request.ToTag() == "" {
-		c.calls[res.CallID()] = struct{}{}
+		c.calls[res.CallID()] = time.Now()
 	}
 	tx.Respond(r)
 }
 
 // onAck sends the ACK of a 2xx on, end to end.
 func (c *Core) onAck(_ siptx.Conn, m *siptx.Message) {
+	if c.leaks(m) {
+		return // an ACK is never answered
+	}
 	n, routes := c.next(m)
 	conn, ok := c.send(n, routes)
 	if !ok {

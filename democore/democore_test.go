@@ -156,7 +156,8 @@ func (e *edge) register(user string, change ...string) string {
 			fields = append(fields, c)
 		}
 	}
-	return message("REGISTER", "sip:ims.test", "<sip:"+user+"@ims.test>", fields...)
+	m := message("REGISTER", "sip:ims.test", "<sip:"+user+"@ims.test>", fields...)
+	return strings.Replace(m, "From: <sip:alice@", "From: <sip:"+user+"@", 1)
 }
 
 func TestNewRefuses(t *testing.T) {
@@ -196,10 +197,24 @@ func TestGate(t *testing.T) {
 		{"Contact twice", []string{"Contact: <sip:a@b>, <sip:c@d>"}, 400},
 		{"too brief", []string{"Contact: <sip:a@b>;expires=5"}, 423},
 		{"Expires malformed", []string{"Expires: x"}, 400},
+		{"another's private identity", []string{`Authorization: Digest username="bob@ims.test",integrity-protected="auth-done"`}, 403},
+		{"Path of no edge", []string{"Path: <sip:tok@192.0.2.1:5060;lr;ob>"}, 403},
+		{"Path by name", []string{"Path: <sip:tok@edge.test;lr;ob>"}, 403},
+		{"another edge first", []string{"Path: <sip:tok@192.0.2.1:5060;lr>, <sip:tok@127.0.0.1:5060;lr;ob>"}, 403},
 	} {
 		e.put(e.register("alice", tc.change...))
 		if r := e.read(e.in); r.Status != tc.status {
 			t.Errorf("%s: %d %s", tc.name, r.Status, r.Reason)
+		}
+	}
+	for what, m := range map[string]string{
+		"another domain":    strings.Replace(e.register("alice"), "REGISTER sip:ims.test ", "REGISTER sip:other.test ", 1),
+		"a user in the URI": strings.Replace(e.register("alice"), "REGISTER sip:ims.test ", "REGISTER sip:alice@ims.test ", 1),
+		"another's From":    strings.Replace(e.register("alice"), "From: <sip:alice@", "From: <sip:bob@", 1),
+	} {
+		e.put(m)
+		if r := e.read(e.in); r.Status != 403 {
+			t.Errorf("%s: %d %s", what, r.Status, r.Reason)
 		}
 	}
 	e.put(e.register("nobody"))
@@ -328,5 +343,46 @@ func TestRouting(t *testing.T) {
 	}
 	if r := e.read(e.in); r.Status != 487 {
 		t.Errorf("%d", r.Status)
+	}
+}
+
+// TestOrder: a REGISTER that was overtaken changes nothing (RFC 3261 §10.3 step 7).
+func TestOrder(t *testing.T) {
+	c := start(t)
+	e := newEdge(t, c)
+	late := e.register("alice", "Contact: <sip:alice@x.invalid;transport=ws>;expires=0")
+	e.put(e.register("alice"))
+	if r := e.read(e.in); r.Status != 200 {
+		t.Fatalf("%d", r.Status)
+	}
+	e.put(late)
+	if r := e.read(e.in); r.Status != 500 || c.Stats().Registrations != 1 {
+		t.Errorf("%d %s, %+v", r.Status, r.Reason, c.Stats())
+	}
+}
+
+// TestLeakEverywhere: an ACK with a token is counted too.
+func TestLeakEverywhere(t *testing.T) {
+	c := start(t)
+	e := newEdge(t, c)
+	e.put(message("ACK", "sip:bob@ims.test", "<sip:bob@ims.test>;tag=x", "Authorization: Bearer x"))
+	e.put(message("OPTIONS", "sip:ims.test", "<sip:ims.test>"))
+	if e.read(e.in); c.Stats().Leaks != 1 {
+		t.Errorf("%+v", c.Stats())
+	}
+}
+
+// TestCallsAreBounded: what never hears BYE is forgotten in time, and no sooner.
+func TestCallsAreBounded(t *testing.T) {
+	c := &Core{calls: map[string]time.Time{}}
+	for i := range maxCalls {
+		c.calls[fmt.Sprint(i)] = time.Now()
+	}
+	if c.hasRoom() {
+		t.Error("one more has room")
+	}
+	c.calls["0"] = time.Now().Add(-maxTalk - time.Minute)
+	if !c.hasRoom() || len(c.calls) != maxCalls-1 {
+		t.Errorf("%d calls", len(c.calls))
 	}
 }

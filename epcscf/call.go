@@ -18,6 +18,8 @@ import (
 const (
 	maxWork       = 32 // pieces of work that wait in one call
 	maxCallRoutes = 16
+	maxFlowCalls  = 8 // of one WebSocket
+	maxRinging    = 4 // of them, not answered yet, towards its browser
 	iqTime        = iq.Deadline + 100*time.Millisecond
 )
 
@@ -46,8 +48,12 @@ type call struct {
 	answered  time.Time
 
 	seq     uint32      // of Iq
+	numbers []int       // of the gateway's streams, by m-line; -1: none yet
+	media   []string    // of the streams, by number
 	open    bool        // the gateway has, or may have, a session
 	streams []iq.Stream // as last agreed, to go back to when a renegotiation fails
+
+	pending map[*siptx.ServerTx]struct{} // INVITEs and UPDATEs inside the dialog; some may have been answered
 
 	work []func() // in order, by one goroutine while there is any
 	busy bool
@@ -98,11 +104,27 @@ func (e *Edge) startCall(tx *siptx.ServerTx, f *flow, b *binding, out bool) {
 	m := tx.Request
 	if len(e.calls) >= e.cfg.MaxCalls {
 		e.stats.Refused.TooMany++
-		tx.Reply(503, "Too Many Calls", siptx.Header{Name: "Retry-After", Value: "10"})
+		e.refuse(tx, 503, "Too Many Calls", "the edge has as many calls as it may", siptx.Header{Name: "Retry-After", Value: "10"})
 		return
 	}
 	if f.calls[m.CallID()] != nil {
-		tx.Reply(482, "Loop Detected") // or a call to oneself on the same WebSocket
+		e.refuse(tx, 482, "Loop Detected", "the WebSocket has a call of this Call-ID") // or a call to oneself on the same WebSocket
+		return
+	}
+	ringing := 0
+	for _, c := range f.calls {
+		if !c.out && !c.confirmed {
+			ringing++
+		}
+	}
+	switch {
+	case !out && (len(f.calls) >= maxFlowCalls || ringing >= maxRinging):
+		e.stats.Refused.TooMany++
+		e.refuse(tx, 486, "Busy Here", "the browser has as many calls as it may")
+		return
+	case len(f.calls) >= maxFlowCalls:
+		e.stats.Refused.TooMany++
+		e.refuse(tx, 503, "Too Many Calls", "the browser has as many calls as it may", siptx.Header{Name: "Retry-After", Value: "10"})
 		return
 	}
 	c := &call{
@@ -112,9 +134,12 @@ func (e *Edge) startCall(tx *siptx.ServerTx, f *flow, b *binding, out bool) {
 	c.browser.origin, c.core.origin = newOrigin(), newOrigin()
 	from, to := c.sides(out)
 	from.tag, from.uri, to.uri = m.FromTag(), uriOf(m.Get("From")), uriOf(m.Get("To"))
+	if out {
+		from.uri = b.impu // as toCore writes it
+	}
 	from.contact = contactOf(m)
 	if from.contact == "" {
-		tx.Reply(400, "Contact Is Required")
+		e.refuse(tx, 400, "Contact Is Required", "no Contact, or several, in an INVITE")
 		return
 	}
 	c.count(m, out)
@@ -200,6 +225,22 @@ func (c *call) knows(m *siptx.Message, browser bool) bool {
 	return m.FromTag() == from.tag && m.ToTag() == to.tag && to.tag != ""
 }
 
+// hangsUpEarly says whether m is a BYE of who is called before anything that names his tag has come:
+// it has overtaken the 200 on another connection.
+func (c *call) hangsUpEarly(m *siptx.Message, browser bool) bool {
+	from, to := c.sides(browser)
+	return m.Method == "BYE" && !c.confirmed && browser != c.out && from.tag == "" && m.ToTag() == to.tag
+}
+
+// maxSeq is the highest CSeq that a request may have (RFC 3261 §8.1.1.5); lastSeq the highest that is taken
+// from others, so that the edge can go on counting in their name.
+const (
+	maxSeq  = 1<<31 - 1
+	lastSeq = maxSeq - 1024
+)
+
+func nextSeq(n uint32) uint32 { return min(n+1, maxSeq) }
+
 // count keeps the CSeq of a side, so that the edge can go on counting in its name.
 func (c *call) count(m *siptx.Message, browser bool) {
 	from, _ := c.sides(browser)
@@ -212,6 +253,7 @@ func (c *call) onward(m *siptx.Message, browser bool) (siptx.Conn, *siptx.Messag
 	if !browser {
 		next := c.e.toBrowser(m)
 		next.URI = c.browser.contact
+		c.name(next, browser)
 		return c.f, next, !c.f.gone
 	}
 	conn, ok := c.e.coreConn(c.core.route)
@@ -220,7 +262,19 @@ func (c *call) onward(m *siptx.Message, browser bool) (siptx.Conn, *siptx.Messag
 	}
 	next := c.e.toCore(m, c.core.route, c.impu)
 	next.URI = c.core.contact
+	c.name(next, browser)
 	return conn, next, true
+}
+
+// name writes From and To of a request inside the dialog from what the dialog began with: what stands
+// in the request itself names nobody (RFC 3261 §12.2.1.1), but would be shown.
+func (c *call) name(next *siptx.Message, browser bool) {
+	from, to := c.sides(browser)
+	if next.ToTag() == "" {
+		return
+	}
+	next.Set("From", "<"+from.uri+">;tag="+from.tag)
+	next.Set("To", "<"+to.uri+">;tag="+next.ToTag())
 }
 
 // exchange is one offer and its answer: the first INVITE, a later one, or an UPDATE.
@@ -237,7 +291,7 @@ type exchange struct {
 func (c *call) renegotiate(tx *siptx.ServerTx, browser bool) {
 	m := tx.Request
 	if !c.confirmed && m.Method == "INVITE" {
-		tx.Reply(491, "Request Pending")
+		c.e.refuse(tx, 491, "Request Pending", "the call has no answer yet")
 		return
 	}
 	from, _ := c.sides(browser)
@@ -256,6 +310,15 @@ func (c *call) renegotiate(tx *siptx.ServerTx, browser bool) {
 		c.e.relay(tx, to, next)
 		return
 	}
+	for old := range c.pending {
+		if !old.Open() {
+			delete(c.pending, old)
+		}
+	}
+	if c.pending == nil {
+		c.pending = map[*siptx.ServerTx]struct{}{}
+	}
+	c.pending[tx] = struct{}{}
 	c.offer(&exchange{tx: tx, browser: browser})
 }
 
@@ -265,7 +328,7 @@ func (c *call) offer(x *exchange) {
 	var err error
 	switch {
 	case len(m.Body) > 0 && !isSDP(m):
-		x.tx.Reply(415, "Unsupported Media Type", siptx.Header{Name: "Accept", Value: "application/sdp"})
+		c.e.refuse(x.tx, 415, "Unsupported Media Type", "the body is no session description", siptx.Header{Name: "Accept", Value: "application/sdp"})
 		c.firstFailed(x, ending{cause: "unsupported-body", status: 415, phrase: "Unsupported Media Type"})
 		return
 	case x.browser:
@@ -275,12 +338,21 @@ func (c *call) offer(x *exchange) {
 	}
 	if err != nil {
 		c.e.stats.Refused.Description++
-		x.tx.Reply(488, "Not Acceptable Here: "+err.Error())
+		c.e.refuse(x.tx, 488, "Not Acceptable Here: "+err.Error(), err.Error())
 		c.firstFailed(x, ending{cause: "description", detail: err.Error(), status: 488, phrase: "Not Acceptable Here"})
 		return
 	}
+	c.numbers, _ = x.offer.number(c.numbers, len(c.media))
 	index, n := x.offer.streams()
+	for i, l := range x.offer.Lines {
+		if index[i] >= len(c.media) {
+			c.media = append(c.media, l.Kind)
+		}
+	}
 	x.streams = make([]iq.Stream, n)
+	for i, kind := range c.media {
+		x.streams[i].Media = kind
+	}
 	for i, l := range x.offer.Lines {
 		if index[i] >= 0 {
 			x.streams[index[i]] = iq.Stream{Media: l.Kind, Access: l.Access, Core: l.Core}
@@ -369,7 +441,7 @@ func (c *call) forward(x *exchange) {
 		if x.browser {
 			c.e.noCore(x.tx)
 		} else {
-			x.tx.Reply(430, "Flow Failed")
+			c.e.refuse(x.tx, 430, "Flow Failed", "the WebSocket has ended")
 		}
 		c.firstFailed(x, ending{cause: "no-way", status: 503, phrase: "Cannot Be Reached", failed: true})
 		return
@@ -390,6 +462,7 @@ func (c *call) forward(x *exchange) {
 		c.gatewayFailed(x, err)
 		return
 	}
+	next.Keep(notOfBody)
 	next.Set("Content-Type", "application/sdp")
 	drop100rel(next)
 	branch := c.e.layer.Request(to, next, func(res *siptx.Message) {
@@ -425,6 +498,10 @@ func (c *call) onAnswer(x *exchange, res *siptx.Message) {
 	switch {
 	case c.ended && success && x.tx.Request.Method == "INVITE":
 		c.dismiss(x, res, c.ending) // it crossed the end
+		refuseOpen(x.tx)
+		return
+	case c.ended && success:
+		refuseOpen(x.tx)
 		return
 	case c.ended && res.Status < 200:
 		return
@@ -456,6 +533,9 @@ func (c *call) onAnswer(x *exchange, res *siptx.Message) {
 	if c.ended { // while the gateway was asked
 		if success && x.tx.Request.Method == "INVITE" {
 			c.dismiss(x, res, c.ending)
+		}
+		if success {
+			refuseOpen(x.tx)
 		}
 		return
 	}
@@ -563,7 +643,7 @@ func (c *call) dismiss(x *exchange, res *siptx.Message, w ending) {
 	c.send(!x.browser, p, "ACK", seq)
 	if x.first { // of a later INVITE, the dialog's own BYE is on its way
 		from, _ := c.sides(x.browser)
-		from.seq = max(from.seq, seq) + 1
+		from.seq = nextSeq(max(from.seq, seq))
 		c.send(!x.browser, p, "BYE", from.seq, w.reason())
 	}
 }
@@ -623,7 +703,13 @@ func (c *call) failed(x *exchange, res *siptx.Message) {
 		c.end(ending{cause: "dialog-gone", status: res.Status, phrase: res.Reason, failed: true}, true, true)
 		return
 	}
-	back := &exchange{tx: x.tx, streams: c.streams}
+	if c.streams == nil { // nothing has been agreed yet: an UPDATE before the first answer
+		return
+	}
+	back := &exchange{tx: x.tx, streams: slices.Clone(c.streams)}
+	for i := len(back.streams); i < len(c.media); i++ { // the gateway does not forget a stream
+		back.streams = append(back.streams, iq.Stream{Media: c.media[i]})
+	}
 	c.do(func() {
 		if err := c.set(back); err != nil {
 			c.e.log.Warn("media gateway did not go back to what was agreed", "call", c.id, "error", err)
@@ -636,13 +722,13 @@ func (c *call) bye(tx *siptx.ServerTx, browser bool) {
 	if to, next, ok := c.onward(tx.Request, browser); ok && c.confirmed {
 		c.e.relay(tx, to, next)
 	} else {
-		tx.Reply(200, "OK") // nobody is left to tell, or an early dialog, which CANCEL ends on the other side
+		tx.Reply(200, "OK") // nobody is left to tell, or an early dialog, which its INVITE's answer and CANCEL end
 	}
 	cause := "bye-by-core"
 	if browser {
 		cause = "bye-by-browser"
 	}
-	c.end(ending{cause: cause, status: 200, phrase: "Call Ended"}, !c.confirmed && !browser, !c.confirmed && browser)
+	c.end(ending{cause: cause, status: 200, phrase: "Call Ended"}, !c.confirmed, !c.confirmed)
 }
 
 // end ends the call once: it tells the sides that are named, and has the gateway release.
@@ -652,6 +738,10 @@ func (c *call) end(w ending, tellBrowser, tellCore bool) {
 	}
 	c.ended, c.ending = true, w
 	delete(c.f.calls, c.callID)
+	for tx := range c.pending {
+		refuseOpen(tx)
+	}
+	c.pending = nil
 	if w.failed {
 		c.e.stats.CallsFailed++
 	}
@@ -671,14 +761,36 @@ func (c *call) tell(browser bool, w ending) {
 	switch {
 	case c.confirmed:
 		from, _ := c.sides(!browser)
-		from.seq++
+		from.seq = nextSeq(from.seq)
 		c.send(browser, *to, "BYE", from.seq, w.reason())
 	case browser == c.out:
-		if c.invite.Open() {
-			c.invite.Reply(w.status, w.phrase, w.reason())
-		}
+		c.refuseInvite(w)
 	case c.branch != nil:
 		c.branch.Cancel(w.reason())
+	}
+}
+
+// refuseInvite answers the first INVITE of a call that has ended without an answer. Never is that a
+// 2xx, whatever ended the call: a 2xx without a session description would make a dialog.
+func (c *call) refuseInvite(w ending) {
+	if !c.invite.Open() {
+		return
+	}
+	status, phrase := w.status, w.phrase
+	if status < 300 {
+		status, phrase = 487, "Request Terminated"
+	}
+	c.invite.Reply(status, phrase, w.reason())
+}
+
+// refuseOpen answers the INVITE or UPDATE inside the dialog whose answer nobody waits for any more.
+func refuseOpen(tx *siptx.ServerTx) {
+	switch {
+	case !tx.Open():
+	case tx.Request.Method == "INVITE":
+		tx.Reply(487, "Request Terminated")
+	default:
+		tx.Reply(481, "Call/Transaction Does Not Exist")
 	}
 }
 
@@ -726,8 +838,7 @@ func (c *call) send(browser bool, to party, method string, seq uint32, fields ..
 
 // do queues work that may wait for the gateway. One goroutine does it, in order, while there is any.
 func (c *call) do(work func()) {
-	if len(c.work) >= maxWork && !c.ended {
-		c.work = nil
+	if len(c.work) >= maxWork && !c.ended { // what waits is still done, as each piece may have a transaction to answer; without the gateway it is quick
 		c.end(ending{cause: "overload", status: 503, phrase: "Too Many Requests In One Call", failed: true}, true, true)
 		return
 	}
@@ -751,7 +862,9 @@ func (c *call) labour() {
 		c.e.mu.Unlock()
 		if c.e.fault("call", work) {
 			c.e.locked(func() {
-				c.end(ending{cause: "fault", status: 500, phrase: "Internal Error", failed: true}, true, true)
+				w := ending{cause: "fault", status: 500, phrase: "Internal Error", failed: true}
+				c.end(w, true, true)
+				c.refuseInvite(w)
 			})
 		}
 	}

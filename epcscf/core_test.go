@@ -408,7 +408,7 @@ func TestExpiry(t *testing.T) {
 			e.layer.Receive(f, m)
 			res := m.Response(200, "OK", siptx.Header{Name: "Contact", Value: "<sip:x@y.invalid>;expires=60"}, siptx.Header{Name: "To", Value: "<sip:alice@ims.test>;tag=2"})
 			c := testClaims("alice")
-			e.registered(tx, b, nil, 600, c, res)
+			e.registered(tx, b, 600, c, res)
 		})
 		if s := e.Stats(); s.Bindings != 1 {
 			t.Fatalf("%+v", s)

@@ -117,6 +117,8 @@ type Edge struct {
 	bindings map[*binding]struct{}
 	calls    map[string]*call // by Iq session
 	stats    Stats
+
+	registering map[*binding]struct{} // REGISTERs of browsers that the core has not answered; guarded by mu
 }
 
 // New checks the configuration and opens the listener towards the core.

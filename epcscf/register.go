@@ -35,6 +35,8 @@ type binding struct {
 	associated   []string // P-Associated-URI, distinct identities alone
 	until        time.Time
 	timer        *time.Timer
+
+	orphans []*binding // while it is being registered: what it replaces, whose WebSocket has ended meanwhile
 }
 
 // challenge answers 401 as RFC 8898 §2.2 wants it.
@@ -46,8 +48,7 @@ func (e *Edge) challenge(tx *siptx.ServerTx, f *flow, cred credential) {
 		v += `, error="invalid_token"`
 		phrase = "Access Token Invalid Or Expired"
 	}
-	e.log.Info("access token refused", "source", f.source, "method", tx.Request.Method, "cause", causeOf(cred))
-	tx.Reply(401, phrase, siptx.Header{Name: "WWW-Authenticate", Value: v})
+	e.refuse(tx, 401, phrase, "access token: "+causeOf(cred), siptx.Header{Name: "WWW-Authenticate", Value: v})
 }
 
 func causeOf(cred credential) string {
@@ -67,8 +68,12 @@ func (e *Edge) onRegister(tx *siptx.ServerTx, f *flow) {
 	c := cred.claims
 	forbid := func(phrase, cause string) {
 		e.stats.Refused.Identity++
-		e.log.Info("registration refused", "source", f.source, "pseudonym", c.Pseudonym, "cause", cause)
-		tx.Reply(403, phrase)
+		e.refuse(tx, 403, phrase, cause)
+	}
+	for _, v := range m.All("Authorization") {
+		if strings.Contains(strings.ToLower(v), "integrity-protected") {
+			e.log.Warn("a browser sent integrity-protected; it is not passed on", "source", f.source, "pseudonym", c.Pseudonym)
+		}
 	}
 	impu := siptx.AOROf(m.Get("To"))
 	if !owns(c, impu) || siptx.AOROf(m.Get("From")) != impu {
@@ -96,12 +101,19 @@ func (e *Edge) onRegister(tx *siptx.ServerTx, f *flow) {
 	}
 	if old == nil && len(f.bindings) >= maxBindings {
 		e.stats.Refused.TooMany++
-		tx.Reply(403, "Too Many Identities On One WebSocket")
+		e.refuse(tx, 403, "Too Many Identities On One WebSocket", "the WebSocket has as many identities as it may")
 		return
+	}
+	for o := range e.registering {
+		if o.flow == f && (o.impu == impu || old == nil && len(f.bindings) >= maxBindings-1) { // one at a time, so that each sees what it replaces
+			e.stats.Refused.TooMany++
+			e.refuse(tx, 500, "Registration Is Under Way", "the REGISTER before is not answered yet", siptx.Header{Name: "Retry-After", Value: "1"})
+			return
+		}
 	}
 	b, expires, problem := e.readContact(m, f, old, c)
 	if problem != "" {
-		tx.Reply(400, problem)
+		e.refuse(tx, 400, problem, problem)
 		return
 	}
 	conn, ok := e.tcp.To(e.cfg.Core.NextHop)
@@ -109,7 +121,23 @@ func (e *Edge) onRegister(tx *siptx.ServerTx, f *flow) {
 		e.noCore(tx)
 		return
 	}
-	e.layer.Request(conn, e.register(b, f.token, expires, m), func(res *siptx.Message) { e.registered(tx, b, old, expires, c, res) })
+	if e.registering == nil {
+		e.registering = map[*binding]struct{}{}
+	}
+	e.registering[b] = struct{}{}
+	e.layer.Request(conn, e.register(b, f.token, expires, m), func(res *siptx.Message) {
+		if res.Status < 200 {
+			return
+		}
+		delete(e.registering, b)
+		e.registered(tx, b, expires, c, res)
+		if f.bindings[b.impu] != b { // it came to nothing
+			for _, o := range b.orphans {
+				e.deregister(o)
+			}
+		}
+		b.orphans = nil
+	})
 }
 
 // owns says whether the token lets its bearer use the address of record.
@@ -209,12 +237,10 @@ func (e *Edge) charge(m *siptx.Message) {
 }
 
 // registered takes the core's answer to a browser's REGISTER.
-func (e *Edge) registered(tx *siptx.ServerTx, b, old *binding, asked int, c *claims.SIP, res *siptx.Message) {
+func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.SIP, res *siptx.Message) {
 	f := b.flow
-	switch {
-	case res.Status < 200:
-		return
-	case res.Status >= 300:
+	old := f.bindings[b.impu]
+	if res.Status >= 300 {
 		status, phrase := res.Status, res.Reason
 		if status == 401 || status == 407 {
 			// A challenge of the core is none of the browser's: the core does not take this edge for trusted.
@@ -237,7 +263,7 @@ func (e *Edge) registered(tx *siptx.ServerTx, b, old *binding, asked int, c *cla
 		tx.Reply(500, "Core Granted No Registration")
 		return
 	}
-	if old != nil && f.bindings[b.impu] == old {
+	if old != nil {
 		old.timer.Stop()
 		delete(e.bindings, old)
 		delete(f.bindings, b.impu)
@@ -260,7 +286,7 @@ func (e *Edge) registered(tx *siptx.ServerTx, b, old *binding, asked int, c *cla
 			b.associated = append(b.associated, a.URI)
 		}
 	}
-	if f.gone { // the browser left while the core thought
+	if f.gone || !e.serving { // the browser left, or the edge began to, while the core thought
 		e.deregister(b)
 		return
 	}
@@ -297,10 +323,13 @@ func (e *Edge) registered(tx *siptx.ServerTx, b, old *binding, asked int, c *cla
 }
 
 func keepRetry(res *siptx.Message) []siptx.Header {
-	if v := res.Get("Retry-After"); v != "" {
-		return []siptx.Header{{Name: "Retry-After", Value: v}}
+	var list []siptx.Header
+	for _, name := range []string{"Retry-After", "Min-Expires"} { // a 423 must name the latter (RFC 3261 §21.4.17)
+		if v := res.Get(name); v != "" {
+			list = append(list, siptx.Header{Name: name, Value: v})
+		}
 	}
-	return nil
+	return list
 }
 
 // granted finds the seconds that the core gave to the binding's own contact.
@@ -323,11 +352,16 @@ func (e *Edge) granted(b *binding, asked int, res *siptx.Message) (seconds int, 
 	return 0, false
 }
 
+// replaces says whether the core takes b, on another flow, for the same contact as o.
+func (b *binding) replaces(o *binding) bool {
+	return o.flow != b.flow && o.impu == b.impu && (o.contact.URI == b.contact.URI || o.instance != "" && o.instance == b.instance)
+}
+
 // replaceElsewhere takes from other flows what the same instance has now registered here (RFC 5626
 // §6). The core has replaced it already, so it must not be de-registered there.
 func (e *Edge) replaceElsewhere(b *binding) {
 	for o := range e.bindings {
-		if o.flow != b.flow && o.impu == b.impu && (o.contact.URI == b.contact.URI || o.instance != "" && o.instance == b.instance) {
+		if b.replaces(o) {
 			e.log.Info("registration moves to a new WebSocket", "pseudonym", b.alias)
 			e.unbind(o, false)
 		}
@@ -343,9 +377,16 @@ func (e *Edge) unbind(b *binding, tell bool) {
 		delete(b.flow.bindings, b.impu)
 	}
 	e.endCalls(b, ending{cause: "registration-ended", status: 480, phrase: "Registration Ended"})
-	if tell {
-		e.deregister(b)
+	if !tell {
+		return
 	}
+	for n := range e.registering {
+		if n.replaces(b) { // a page loaded anew: to de-register the old now could take the new registration away
+			n.orphans = append(n.orphans, b)
+			return
+		}
+	}
+	e.deregister(b)
 }
 
 func (e *Edge) deregister(b *binding) {
@@ -355,7 +396,7 @@ func (e *Edge) deregister(b *binding) {
 		return
 	}
 	e.stats.Deregistered++
-	b.seq++
+	b.seq = nextSeq(b.seq)
 	e.layer.Request(conn, e.register(b, b.flow.token, 0, nil), func(res *siptx.Message) {
 		if res.Status >= 300 {
 			e.log.Warn("de-registration failed", "pseudonym", b.alias, "status", res.Status, "reason", res.Reason)

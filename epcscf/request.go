@@ -23,24 +23,62 @@ func maxForwards(m *siptx.Message) int {
 	return n
 }
 
+// refuse answers a request with a failure of this edge, and says why in the log. Every refusal goes
+// this way. cause names no secret.
+func (e *Edge) refuse(tx *siptx.ServerTx, status int, phrase, cause string, fields ...siptx.Header) {
+	args := []any{"method", tx.Request.Method, "status", status, "cause", cause}
+	if f, ok := tx.Conn.(*flow); ok {
+		args = append(args, "source", f.source)
+		aor := siptx.AOROf(tx.Request.Get("From"))
+		for _, b := range f.bindings {
+			if b.impu == aor {
+				args = append(args, "pseudonym", b.alias)
+			}
+		}
+	} else {
+		args = append(args, "source", "core")
+	}
+	if c := e.callOf(tx); c != nil {
+		args = append(args, "call", c.id)
+	}
+	e.log.Info("request refused", args...)
+	tx.Reply(status, phrase, fields...)
+}
+
+// callOf is the call that a request is, or begins, if there is one.
+func (e *Edge) callOf(tx *siptx.ServerTx) *call {
+	f, ok := tx.Conn.(*flow)
+	if !ok {
+		f, _, _ = e.flowOf(tx.Request)
+	}
+	if f == nil {
+		return nil
+	}
+	return f.calls[tx.Request.CallID()]
+}
+
 // onRequest is called by the transaction layer, under the lock.
 func (e *Edge) onRequest(tx *siptx.ServerTx) {
 	m := tx.Request
 	f, browser := tx.Conn.(*flow)
+	seq, _, _ := m.CSeq()
 	switch {
 	case !e.serving:
-		tx.Reply(503, "Edge Is Shutting Down", siptx.Header{Name: "Retry-After", Value: "5"})
+		e.refuse(tx, 503, "Edge Is Shutting Down", "shutdown", siptx.Header{Name: "Retry-After", Value: "5"})
+	case browser && seq > lastSeq:
+		e.stats.Refused.Malformed++
+		e.refuse(tx, 400, "CSeq Too High", "CSeq leaves no room for the edge's own requests")
 	case maxForwards(m) == 0:
-		tx.Reply(483, "Too Many Hops")
+		e.refuse(tx, 483, "Too Many Hops", "Max-Forwards is 0")
 	case m.Get("Proxy-Require") != "":
-		tx.Reply(420, "Bad Extension", siptx.Header{Name: "Unsupported", Value: m.Get("Proxy-Require")})
+		e.refuse(tx, 420, "Bad Extension", "an extension is required that does not pass here", siptx.Header{Name: "Unsupported", Value: m.Get("Proxy-Require")})
 	case m.Method == "INVITE" && m.Has("Require", "100rel"):
-		tx.Reply(420, "Bad Extension", siptx.Header{Name: "Unsupported", Value: "100rel"})
+		e.refuse(tx, 420, "Bad Extension", "an extension is required that does not pass here", siptx.Header{Name: "Unsupported", Value: "100rel"})
 	case browser && m.Method == "REGISTER":
 		e.onRegister(tx, f)
 	case !slices.Contains(allowed, m.Method):
 		e.stats.Refused.Method++
-		tx.Reply(405, "Method Not Allowed", allow)
+		e.refuse(tx, 405, "Method Not Allowed", "the method does not pass here", allow)
 	case browser:
 		e.fromBrowser(tx, f)
 	default:
@@ -65,21 +103,18 @@ func (e *Edge) fromBrowser(tx *siptx.ServerTx, f *flow) {
 	switch {
 	case b == nil && len(f.bindings) > 0:
 		e.stats.Refused.Identity++
-		e.log.Info("request refused", "source", f.source, "method", m.Method, "cause", "From is not registered on this WebSocket")
-		tx.Reply(403, "Identity Is Not Yours")
+		e.refuse(tx, 403, "Identity Is Not Yours", "From is not registered on this WebSocket")
 		return
 	case b == nil && !cred.found:
 		e.challenge(tx, f, cred)
 		return
 	case b == nil:
 		e.stats.Refused.Unregistered++
-		e.log.Info("request refused", "source", f.source, "method", m.Method, "cause", "not registered")
-		tx.Reply(403, "Not Registered")
+		e.refuse(tx, 403, "Not Registered", "not registered")
 		return
 	case cred.found && !sameSubject(b, cred):
 		e.stats.Refused.Identity++
-		e.log.Info("request refused", "source", f.source, "pseudonym", b.alias, "cause", "the token is another subject's")
-		tx.Reply(403, "Token Is Not Yours")
+		e.refuse(tx, 403, "Token Is Not Yours", "the token is another subject's")
 		return
 	}
 	switch m.Method {
@@ -107,12 +142,12 @@ func sameSubject(b *binding, cred credential) bool {
 
 func (e *Edge) noDialog(tx *siptx.ServerTx) {
 	e.stats.Refused.NoDialog++
-	tx.Reply(481, "Call/Transaction Does Not Exist")
+	e.refuse(tx, 481, "Call/Transaction Does Not Exist", "no such call on this WebSocket")
 }
 
 func (e *Edge) noCore(tx *siptx.ServerTx) {
 	e.stats.Refused.Core++
-	tx.Reply(503, "Core Cannot Be Reached", siptx.Header{Name: "Retry-After", Value: "2"})
+	e.refuse(tx, 503, "Core Cannot Be Reached", "no connection to the core", siptx.Header{Name: "Retry-After", Value: "2"})
 }
 
 // coreConn is the connection for a route set: to the first hop where that is an address of a
@@ -132,6 +167,10 @@ func (e *Edge) coreConn(route []string) (*siptx.TCPConn, bool) {
 // toCore makes a browser's request ready for the core: screened, asserted, routed, charged.
 func (e *Edge) toCore(m *siptx.Message, route []string, impu string) *siptx.Message {
 	c := screenBrowser(m)
+	if c.ToTag() == "" { // of inside a dialog, the call writes both
+		c.Set("From", "<"+impu+">;tag="+m.FromTag())
+		c.Set("To", "<"+uriOf(m.Get("To"))+">")
+	}
 	for i := len(route) - 1; i >= 0; i-- {
 		c.Push("Route", "<"+route[i]+">")
 	}
@@ -151,20 +190,28 @@ func (e *Edge) toBrowser(m *siptx.Message) *siptx.Message {
 // relay forwards a request that makes no dialog and may carry no session description, and its
 // answers. A description would go unread, and with it a fingerprint or an address.
 func (e *Edge) relay(tx *siptx.ServerTx, to siptx.Conn, m *siptx.Message) {
-	if describes(m) {
-		tx.Reply(415, "Unsupported Media Type")
+	if m.Method == "BYE" || m.Method == "OPTIONS" { // nothing in them that a user would miss
+		m.Body = nil
+		m.Keep(notOfBody)
+	}
+	if describes(m) || m.Method == "INFO" && len(m.Body) > 0 && !slices.Contains(infoTypes, mediaType(m)) {
+		e.stats.Refused.Description++
+		e.refuse(tx, 415, "Unsupported Media Type", "the body may hold a session description, or its type does not pass in "+m.Method)
 		return
 	}
 	e.layer.Request(to, m, func(res *siptx.Message) {
 		switch {
 		case res.Status <= 100:
-		case describes(res):
+		case describes(res), m.Method == "BYE", m.Method == "INFO":
 			tx.Respond(e.answer(tx, res, nil))
 		default:
 			tx.Respond(e.answer(tx, res, res.Body))
 		}
 	})
 }
+
+// infoTypes may stand in an INFO: tones and requests for a key frame.
+var infoTypes = []string{"application/dtmf-relay", "application/dtmf", "application/media_control+xml"}
 
 // describes says whether a body is, or may hold, a session description or a piece of one (RFC 8840).
 func describes(m *siptx.Message) bool {
@@ -203,7 +250,7 @@ func (e *Edge) answer(tx *siptx.ServerTx, res *siptx.Message, body []byte) *sipt
 	for _, h := range screened(res).Headers {
 		switch strings.ToLower(h.Name) {
 		case "from", "to", "call-id", "cseq":
-		case "content-type", "content-disposition", "content-encoding", "content-language":
+		case "content-type", "content-disposition", "content-language":
 			if len(body) > 0 {
 				r.Headers = append(r.Headers, h)
 			}
@@ -255,8 +302,7 @@ func (e *Edge) fromCore(tx *siptx.ServerTx) {
 		default:
 			e.stats.Refused.FlowToken++
 		}
-		e.log.Info("request of the core refused", "method", m.Method, "status", status, "cause", phrase)
-		tx.Reply(status, phrase)
+		e.refuse(tx, status, phrase, phrase)
 		return
 	}
 	if m.ToTag() != "" {
@@ -266,7 +312,7 @@ func (e *Edge) fromCore(tx *siptx.ServerTx) {
 	b := f.bindingFor(m.URI)
 	if b == nil {
 		e.stats.Refused.Unregistered++
-		tx.Reply(480, "Not Registered")
+		e.refuse(tx, 480, "Not Registered", "the contact is not registered on the WebSocket that the flow token names")
 		return
 	}
 	switch m.Method {
@@ -297,19 +343,30 @@ func (f *flow) bindingFor(uri string) *binding {
 // inDialog takes a request inside a dialog. Its call must be on this flow and know both tags.
 func (e *Edge) inDialog(tx *siptx.ServerTx, f *flow, browser bool, cred credential) {
 	m := tx.Request
+	if c := f.calls[m.CallID()]; c != nil && m.Method == "BYE" && !c.confirmed && c.busy {
+		c.do(func() { // an answer may wait to be done, which the BYE must not overtake
+			e.locked(func() { e.dialogRequest(tx, f, browser, cred) })
+		})
+		return
+	}
+	e.dialogRequest(tx, f, browser, cred)
+}
+
+func (e *Edge) dialogRequest(tx *siptx.ServerTx, f *flow, browser bool, cred credential) {
+	m := tx.Request
 	c := f.calls[m.CallID()]
-	if c == nil || !c.knows(m, browser) {
+	if c == nil || !c.knows(m, browser) && !c.hangsUpEarly(m, browser) {
 		e.noDialog(tx)
 		return
 	}
 	switch {
 	case browser && cred.claims != nil && cred.claims.Subject != c.subject:
 		e.stats.Refused.Identity++
-		tx.Reply(403, "Token Is Not Yours")
+		e.refuse(tx, 403, "Token Is Not Yours", "the token is not of the subject that began the call")
 		return
 	case browser && siptx.AOROf(m.Get("From")) != aorOf(c.browser.uri):
 		e.stats.Refused.Identity++
-		tx.Reply(403, "Identity Is Not Yours")
+		e.refuse(tx, 403, "Identity Is Not Yours", "From is not the identity that the call is of")
 		return
 	}
 	c.count(m, browser)
@@ -344,7 +401,7 @@ func (e *Edge) onAck(conn siptx.Conn, m *siptx.Message) {
 	}
 	m = m.Clone()
 	m.Body = nil // an answer would have to be in it only after a 2xx with an offer, which this edge makes nobody send
-	m.Del("Content-Type")
+	m.Keep(notOfBody)
 	if to, next, ok := c.onward(m, browser); ok {
 		transport, sentBy := to.Via()
 		next.Push("Via", "SIP/2.0/"+transport+" "+sentBy+";branch=z9hG4bK"+siptx.NewTag())

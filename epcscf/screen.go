@@ -6,39 +6,52 @@ import (
 	"wicgate/internal/siptx"
 )
 
-// Fields that end at this edge, in lower case. Each has a meaning inside the trust domain that only
-// this edge may give it (RFC 3325, TS 24.229 §4.4), or names hops that are hidden from the other side.
-var hopFields = map[string]bool{
-	"via": true, "route": true, "record-route": true, "path": true, "service-route": true, "max-forwards": true,
-	"authorization": true, "proxy-authorization": true, "proxy-authenticate": true, "www-authenticate": true,
-	"authentication-info": true, "proxy-authentication-info": true, "proxy-require": true,
-	"security-client": true, "security-server": true, "security-verify": true,
-	"feature-caps": true, "authorization-entity": true, "identity": true, "identity-info": true, "history-info": true, "privacy": true,
-	"resource-share": true, "service-interact-info": true, "cellular-network-info": true, "priority-share": true,
-	"response-source": true, "attestation-info": true, "origination-id": true, "additional-identity": true,
-	"relayed-charge": true, "resource-priority": true, "geolocation": true, "geolocation-routing": true,
-	"content-length": true, "turn-credential": true,
+// passing are the fields, in lower case, that go on both ways: those that two user agents tell each
+// other and nobody between them believes. What is not named ends here: what has a meaning inside the
+// trust domain, which only this edge may give it (RFC 3325, TS 24.229 §4.4), what names hops, what makes a
+// phone act by itself (Replaces, Alert-Info, answer modes), and whatever is defined tomorrow.
+var passing = map[string]bool{
+	"from": true, "to": true, "call-id": true, "cseq": true, "contact": true,
+	"content-type": true, "content-disposition": true, "content-language": true, "mime-version": true,
+	"accept": true, "accept-language": true, "allow": true, "supported": true, "require": true, "unsupported": true,
+	"user-agent": true, "date": true, "timestamp": true, "expires": true, "min-expires": true, "retry-after": true, "warning": true, "reason": true, "subject": true,
+	"session-expires": true, "min-se": true, // RFC 4028
+	"accept-contact": true, "reject-contact": true, "request-disposition": true, // RFC 3841
+	"recv-info": true, "info-package": true, // RFC 6086
 }
 
-// fromBrowser says whether a field may go on to the core. Everything with P- goes: all of those are
-// given, or not, by this edge.
+// fromBrowser says whether a field may go on to the core.
 func fromBrowser(name string) bool {
 	n := strings.ToLower(name)
-	return n == "privacy" || !hopFields[n] && !strings.HasPrefix(n, "p-")
+	return passing[n] || n == "privacy" || n == "server"
 }
 
 // fromCore says whether a field may go on to the browser. The caller's asserted identity may,
 // unless Privacy forbids it (see screenCore).
 func fromCore(name string) bool {
 	n := strings.ToLower(name)
-	return n == "p-asserted-identity" || !hopFields[n] && !strings.HasPrefix(n, "p-") && n != "server"
+	return passing[n] || n == "p-asserted-identity"
+}
+
+// notOfBody says whether a field says nothing of the body.
+func notOfBody(name string) bool {
+	n := strings.ToLower(name)
+	return !strings.HasPrefix(n, "content-") && n != "mime-version"
 }
 
 // screenBrowser makes what of m may go on towards the core: no bearer, no P- field, no route, no Via
-// of the browser.
+// of the browser, no name in Contact.
 func screenBrowser(m *siptx.Message) *siptx.Message {
 	c := m.Clone()
 	c.Keep(fromBrowser)
+	contacts := c.List("Contact")
+	c.Del("Contact")
+	for _, v := range contacts {
+		if a, err := siptx.ParseNameAddr(v); err == nil { // without the name that it gives itself
+			a.Display = ""
+			c.Add("Contact", a.String())
+		}
+	}
 	return c
 }
 

@@ -37,6 +37,10 @@ func (u unacceptable) Error() string { return string(u) }
 // a WIC's fingerprint, addresses and names from the far side.
 type description struct {
 	Lines []line
+	// Index numbers the lines of an offer in a call for the gateway, -1 for those that it is not told
+	// about; nil in an answer, which goes by its offer's. Streams is how many the gateway knows of.
+	Index   []int
+	Streams int
 }
 
 // line is one m-line.
@@ -52,7 +56,7 @@ type line struct {
 	Ptime    int    // ms, 0 where absent
 	MaxPtime int    // ms, 0 where absent
 	Access   *iq.AccessRemote
-	Core     *iq.CoreRemote // nil also where the core holds the call with 0.0.0.0
+	Core     *iq.CoreRemote // the unspecified address where the core holds the call with 0.0.0.0
 }
 
 // format is one payload type with its codec in its canonical spelling.
@@ -162,6 +166,8 @@ func parseCore(b []byte) (description, error) {
 		}
 		if addr.IsUnspecified() { // hold as RFC 2543 wrote it
 			l.Dir = "inactive"
+			at := netip.AddrPortFrom(addr.Unmap(), uint16(m.MediaName.Port.Value)) // which the gateway, too, understands as hold
+			l.Core = &iq.CoreRemote{RTP: at, RTCP: at}
 			continue
 		}
 		port := m.MediaName.Port.Value
@@ -262,9 +268,37 @@ func (d *description) limit() error {
 	return nil
 }
 
-// streams numbers the lines of an offer that the gateway is told about: -1 for the others. Its answer
-// goes by the same numbers.
+// number gives the lines of d, an offer, their streams: a line keeps its number for the life of the
+// call, also while it is given up, as the gateway goes by numbers. known are the numbers so far, n their count.
+func (d *description) number(known []int, n int) ([]int, int) {
+	d.Index = make([]int, len(d.Lines))
+	for i := range d.Lines {
+		l := &d.Lines[i]
+		if i >= len(known) {
+			known = append(known, -1)
+		}
+		if !l.Rejected && known[i] < 0 {
+			if n >= iq.MaxStreams {
+				l.Rejected = true
+			} else {
+				known[i] = n
+				n++
+			}
+		}
+		if d.Index[i] = known[i]; l.Rejected {
+			d.Index[i] = -1
+		}
+	}
+	d.Streams = n
+	return known, n
+}
+
+// streams are the numbers of the lines of an offer that the gateway is told about: -1 for the others.
+// Its answer goes by the same numbers.
 func (d *description) streams() (index []int, n int) {
+	if d.Index != nil {
+		return d.Index, d.Streams
+	}
 	for _, l := range d.Lines {
 		if l.Rejected {
 			index = append(index, -1)

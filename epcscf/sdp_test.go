@@ -127,7 +127,7 @@ func TestParseCore(t *testing.T) {
 		{"a=rtcp", "a=ptime", "a=rtcp:30009\r\na=ptime", at("198.51.100.77:30000"), at("198.51.100.77:30009"), "sendrecv", false},
 		{"a=rtcp with address", "a=ptime", "a=rtcp:30009 IN IP4 198.51.100.78\r\na=ptime", at("198.51.100.77:30000"), at("198.51.100.78:30009"), "sendrecv", false},
 		{"a=rtcp malformed", "a=ptime", "a=rtcp:0\r\na=ptime", netip.AddrPort{}, netip.AddrPort{}, "", true},
-		{"hold of RFC 2543", "IN IP4 198.51.100.77\r\nt=", "IN IP4 0.0.0.0\r\nt=", netip.AddrPort{}, netip.AddrPort{}, "inactive", false},
+		{"hold of RFC 2543", "IN IP4 198.51.100.77\r\nt=", "IN IP4 0.0.0.0\r\nt=", netip.MustParseAddrPort("0.0.0.0:30000"), netip.MustParseAddrPort("0.0.0.0:30000"), "inactive", false},
 		{"hold", "a=ptime", "a=sendonly\r\na=ptime", at("198.51.100.77:30000"), at("198.51.100.77:30001"), "sendonly", false},
 		{"AVPF", "RTP/AVP", "RTP/AVPF", at("198.51.100.77:30000"), at("198.51.100.77:30001"), "sendrecv", false},
 		{"multicast", "IN IP4 198.51.100.77\r\nt=", "IN IP4 224.0.0.1/127\r\nt=", netip.AddrPort{}, netip.AddrPort{}, "", true},
