@@ -275,7 +275,7 @@ func (c *Core) register(tx *siptx.ServerTx) {
 	case strings.Trim(m.Get("P-Visited-Network-ID"), `"`) != c.cfg.VisitedNetwork:
 		refuse(403, "Unknown Visited Network")
 		return
-	case strings.ToLower(hostOf(m.URI)) != strings.ToLower(c.cfg.Domain) || userOf(m.URI) != "":
+	case !strings.EqualFold(hostOf(m.URI), c.cfg.Domain) || userOf(m.URI) != "":
 		refuse(403, "Wrong Domain")
 		return
 	case len(m.List("Path")) == 0 || !m.Has("Require", "path"):

@@ -232,12 +232,9 @@ func (c *call) hangsUpEarly(m *siptx.Message, browser bool) bool {
 	return m.Method == "BYE" && !c.confirmed && browser != c.out && from.tag == "" && m.ToTag() == to.tag
 }
 
-// maxSeq is the highest CSeq that a request may have (RFC 3261 §8.1.1.5); lastSeq the highest that is taken
-// from others, so that the edge can go on counting in their name.
-const (
-	maxSeq  = 1<<31 - 1
-	lastSeq = maxSeq - 1024
-)
+// maxSeq is the highest CSeq that a request may have (RFC 3261 §8.1.1.5). siptx takes none from a
+// browser that leaves no room for the edge to go on counting in its name.
+const maxSeq = 1<<31 - 1
 
 func nextSeq(n uint32) uint32 { return min(n+1, maxSeq) }
 

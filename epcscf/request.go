@@ -61,13 +61,9 @@ func (e *Edge) callOf(tx *siptx.ServerTx) *call {
 func (e *Edge) onRequest(tx *siptx.ServerTx) {
 	m := tx.Request
 	f, browser := tx.Conn.(*flow)
-	seq, _, _ := m.CSeq()
 	switch {
 	case !e.serving:
 		e.refuse(tx, 503, "Edge Is Shutting Down", "shutdown", siptx.Header{Name: "Retry-After", Value: "5"})
-	case browser && seq > lastSeq:
-		e.stats.Refused.Malformed++
-		e.refuse(tx, 400, "CSeq Too High", "CSeq leaves no room for the edge's own requests")
 	case maxForwards(m) == 0:
 		e.refuse(tx, 483, "Too Many Hops", "Max-Forwards is 0")
 	case m.Get("Proxy-Require") != "":
