@@ -49,7 +49,7 @@ const (
 	maxExpires    = time.Hour
 	maxContacts   = 4              // of one identity; the oldest goes
 	maxIdentities = 4096           // registered at once
-	maxCalls      = 4096           // answered at once
+	maxCalls      = 4096           // asked for or answered, at once
 	maxTalk       = 12 * time.Hour // after which a call without BYE counts as over
 	drainTime     = time.Second
 )
@@ -67,8 +67,15 @@ type Core struct {
 	tcp     *siptx.TCP
 	serving bool
 	homes   map[string][]*contact // by address of record, oldest first
-	calls   map[string]time.Time  // by Call-ID, when it was answered; until BYE
+	calls   map[string]dialog     // by Call-ID, from INVITE to BYE or refusal
 	stats   Stats
+}
+
+// dialog is a call that was asked for. It is kept from the INVITE on: a BYE that overtakes the 200 on
+// another connection must find it.
+type dialog struct {
+	since    time.Time
+	answered bool
 }
 
 // contact is one registered contact.
@@ -106,7 +113,7 @@ func New(cfg Config) (*Core, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Core{cfg: cfg, log: cfg.Log, homes: map[string][]*contact{}, calls: map[string]time.Time{}}
+	c := &Core{cfg: cfg, log: cfg.Log, homes: map[string][]*contact{}, calls: map[string]dialog{}}
 	for _, u := range cfg.Users {
 		p, err := siptx.ParseURI(u)
 		if err != nil {
@@ -184,7 +191,11 @@ func (c *Core) Stats() Stats {
 	for _, list := range c.homes {
 		s.Registrations += len(list)
 	}
-	s.Calls = len(c.calls)
+	for _, d := range c.calls {
+		if d.answered {
+			s.Calls++
+		}
+	}
 	return s
 }
 
@@ -525,8 +536,11 @@ func (c *Core) route(tx *siptx.ServerTx) {
 	if m.Method == "INVITE" {
 		tx.Reply(100, "Trying")
 	}
-	if m.Method == "BYE" {
+	switch {
+	case m.Method == "BYE":
 		delete(c.calls, m.CallID())
+	case m.Method == "INVITE" && m.ToTag() == "":
+		c.calls[m.CallID()] = dialog{since: time.Now()}
 	}
 	branch := c.layer.Request(conn, n, func(res *siptx.Message) { c.onResponse(tx, res) })
 	tx.OnCancel = func(cancel *siptx.Message) {
@@ -545,8 +559,8 @@ func (c *Core) hasRoom() bool {
 	if len(c.calls) < maxCalls {
 		return true
 	}
-	for id, since := range c.calls {
-		if time.Since(since) > maxTalk {
+	for id, d := range c.calls {
+		if time.Since(d.since) > maxTalk {
 			delete(c.calls, id)
 		}
 	}
@@ -570,8 +584,14 @@ func (c *Core) onResponse(tx *siptx.ServerTx, res *siptx.Message) {
 	if res.Status == 430 || res.Local && res.Status == 503 {
 		r.Status, r.Reason = 480, "Temporarily Unavailable" // no other flow to try (RFC 5626 §6)
 	}
-	if tx.Request.Method == "INVITE" && res.Status >= 200 && res.Status < 300 && tx.Request.ToTag() == "" {
-		c.calls[res.CallID()] = time.Now()
+	if d, ok := c.calls[res.CallID()]; ok && tx.Request.Method == "INVITE" && tx.Request.ToTag() == "" {
+		switch {
+		case res.Status >= 300 && !d.answered:
+			delete(c.calls, res.CallID())
+		case res.Status >= 200 && res.Status < 300:
+			d.answered = true
+			c.calls[res.CallID()] = d
+		}
 	}
 	tx.Respond(r)
 }

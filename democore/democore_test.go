@@ -374,14 +374,14 @@ func TestLeakEverywhere(t *testing.T) {
 
 // TestCallsAreBounded: what never hears BYE is forgotten in time, and no sooner.
 func TestCallsAreBounded(t *testing.T) {
-	c := &Core{calls: map[string]time.Time{}}
+	c := &Core{calls: map[string]dialog{}}
 	for i := range maxCalls {
-		c.calls[fmt.Sprint(i)] = time.Now()
+		c.calls[fmt.Sprint(i)] = dialog{since: time.Now()}
 	}
 	if c.hasRoom() {
 		t.Error("one more has room")
 	}
-	c.calls["0"] = time.Now().Add(-maxTalk - time.Minute)
+	c.calls["0"] = dialog{since: time.Now().Add(-maxTalk - time.Minute)}
 	if !c.hasRoom() || len(c.calls) != maxCalls-1 {
 		t.Errorf("%d calls", len(c.calls))
 	}
