@@ -36,28 +36,42 @@ const (
 	Gateway = "10.10.2.2"
 )
 
+// inside holds the binary for the tests in the user namespace, which cannot fetch modules to build one.
 const inside = "WICGATE_LAB_INSIDE"
 
 // Main runs the tests of a package that uses namespaces. Call it from TestMain.
 func Main(m *testing.M) {
-	if os.Geteuid() == 0 || os.Getenv(inside) != "" {
-		os.Exit(m.Run())
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Getenv(inside) != "" {
+		return m.Run()
+	}
+	bin, err := build()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		return 1
+	}
+	defer os.RemoveAll(filepath.Dir(bin)) //nolint:errcheck // in the temporary folder
+	if os.Geteuid() == 0 {
+		return m.Run()
 	}
 	// ip-netns keeps its namespaces in /run/netns, so the user namespace gets a /run of its own.
 	cmd := exec.Command("unshare", append([]string{"--user", "--map-root-user", "--net", "--mount", "--",
 		"sh", "-c", `mount -t tmpfs tmpfs /run && ip link set lo up && exec "$0" "$@"`}, os.Args...)...)
-	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Env = append(os.Environ(), inside+"="+bin)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	err := cmd.Run()
+	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
+		return exit.ExitCode()
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "lab: %v\nlab: these tests make network namespaces: run them as root, or allow user namespaces (sysctl user.max_user_namespaces)\n", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }
 
 // Host is a network namespace.
@@ -115,6 +129,9 @@ func Root() string {
 }
 
 var build = sync.OnceValues(func() (string, error) {
+	if bin := os.Getenv(inside); bin != "" {
+		return bin, nil
+	}
 	dir, err := os.MkdirTemp("", "wicgate-lab-")
 	if err != nil {
 		return "", err
