@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wicgate/internal/claims"
+	"wicgate/internal/limit"
 )
 
 const codeBucket = "codes" // by the code's hash; a code that was used leaves a mark under "used."
@@ -201,7 +202,7 @@ func (s *Server) sendCode(w http.ResponseWriter, r *http.Request, a authorizatio
 		return
 	}
 	s.stats.codes.Add(1)
-	s.log.Info("code issued", "client", a.client.ID, "user", sess.user, "pseudonym", sess.pseudonym, "from", source(r))
+	s.log.Info("code issued", "client", a.client.ID, "user", sess.user, "pseudonym", sess.pseudonym, "from", limit.Source(r))
 	s.redirect(w, a, url.Values{"code": {ticket}})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"wicgate/internal/claims"
 	"wicgate/internal/keyring"
+	"wicgate/internal/limit"
 	"wicgate/internal/secret"
 	"wicgate/internal/store"
 	"wicgate/internal/token"
@@ -185,7 +186,7 @@ func (s *Server) redeemCode(r *http.Request, p values) (any, *tokenError) {
 		return nil, noStore(err) // a record with identities too long for a token
 	}
 	s.stats.sipTokens.Add(1)
-	s.log.Info("SIP token issued", append(who, "jti", payload.ID, "life", s.cfg.SIPTokenLife, "from", source(r))...)
+	s.log.Info("SIP token issued", append(who, "jti", payload.ID, "life", s.cfg.SIPTokenLife, "from", limit.Source(r))...)
 	return sipToken{tok, "Bearer", int64(s.cfg.SIPTokenLife / time.Second), c.Scope, imsForm{u.impi, u.impu, s.cfg.Domain}, u.display}, nil
 }
 
@@ -306,7 +307,7 @@ func (s *Server) exchange(r *http.Request, p values) (any, *tokenError) {
 	default:
 		return nil, bad(BadParameter, "invalid_request", "alg must be HMAC-SHA-1 or HMAC-SHA-256", who...)
 	}
-	if wait, ok := s.byPseudonym.take(c.Pseudonym, time.Now()); !ok {
+	if wait, ok := s.byPseudonym.Take(c.Pseudonym, time.Now()); !ok {
 		e := bad(TooManyTokens, "temporarily_unavailable", "too many tokens for this log-in", who...)
 		e.status, e.wait = http.StatusTooManyRequests, wait
 		return nil, e
@@ -329,7 +330,7 @@ func (s *Server) exchange(r *http.Request, p values) (any, *tokenError) {
 		return nil, noStore(err)
 	}
 	s.stats.turnTokens.Add(1)
-	s.log.Info("TURN token issued", append(who, "server", ring.Server(), "life", s.cfg.TURNTokenLife, "from", source(r))...)
+	s.log.Info("TURN token issued", append(who, "server", ring.Server(), "life", s.cfg.TURNTokenLife, "from", limit.Source(r))...)
 	return turnToken{
 		AccessToken:     base64.StdEncoding.EncodeToString(tok),
 		IssuedTokenType: typeAccessToken,

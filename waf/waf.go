@@ -25,7 +25,6 @@ import (
 	"fmt"
 	"html/template"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -38,6 +37,7 @@ import (
 
 	"wicgate/internal/claims"
 	"wicgate/internal/keyring"
+	"wicgate/internal/limit"
 	"wicgate/internal/secret"
 	"wicgate/internal/store"
 	"wicgate/internal/token"
@@ -120,8 +120,8 @@ type Server struct {
 	mux     *http.ServeMux
 	stats   counters
 
-	bySource, byUser, byBoth *limiter // log-ins
-	byPseudonym              *limiter // TURN tokens
+	bySource, byUser, byBoth *limit.Limiter // log-ins
+	byPseudonym              *limit.Limiter // TURN tokens
 	lines                    *rate.Limiter
 	dropped                  atomic.Uint64 // log lines not written since the last one that was
 }
@@ -147,10 +147,10 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, log: cfg.Log, store: cfg.Store, signer: sig,
 		clients: map[string]Client{}, rings: map[string]*keyring.Ring{},
 		csrf: http.NewCrossOriginProtection(), hasher: newHasher(cfg.argon),
-		bySource:    newLimiter(30, 2*time.Second),
-		byUser:      newLimiter(30, 30*time.Second),
-		byBoth:      newLimiter(6, 15*time.Second),
-		byPseudonym: newLimiter(60, time.Second),
+		bySource:    limit.New(30, 2*time.Second),
+		byUser:      limit.New(30, 30*time.Second),
+		byBoth:      limit.New(6, 15*time.Second),
+		byPseudonym: limit.New(60, time.Second),
 		lines:       rate.NewLimiter(20, 100),
 	}
 	for _, c := range cfg.Clients {
@@ -321,23 +321,6 @@ func inStore(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, storeTime)
 }
 
-// source is whom a request counts for in rate limits and logs: an IPv4 address, or the /64 of an
-// IPv6 address, of which one subscriber has many.
-func source(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return "unknown"
-	}
-	a, err := netip.ParseAddr(host)
-	if err != nil {
-		return "unknown"
-	}
-	if a = a.Unmap().WithZone(""); a.Is4() {
-		return a.String()
-	}
-	return netip.PrefixFrom(a, 64).Masked().String()
-}
-
 // refused counts a refusal and logs it, the latter within a budget: strangers cause these lines.
 func (s *Server) refused(r *http.Request, c Cause, attrs ...any) {
 	s.stats.refused[c].Add(1)
@@ -349,7 +332,7 @@ func (s *Server) refused(r *http.Request, c Cause, attrs ...any) {
 	if c == CodeReplayed || c == StoreUnavailable {
 		level = slog.LevelWarn
 	}
-	attrs = append([]any{"cause", c.String(), "path", r.URL.Path, "from", source(r)}, attrs...)
+	attrs = append([]any{"cause", c.String(), "path", r.URL.Path, "from", limit.Source(r)}, attrs...)
 	if n := s.dropped.Swap(0); n > 0 {
 		attrs = append(attrs, "lines_dropped_before", n)
 	}
