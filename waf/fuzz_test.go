@@ -51,7 +51,7 @@ func checkAnswer(t *testing.T, s *Server, r *httptest.ResponseRecorder) {
 
 func FuzzAuthorize(f *testing.F) {
 	s := fuzzServer(f)
-	_, cookie, err := s.newSession(f.Context(), "alice")
+	_, cookie, err := s.newSession(f.Context(), "alice", "wic")
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -64,13 +64,13 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 	}
 	// Always a new session: a cookie that somebody else put there is worth nothing. The session
 	// before, if any, keeps its pseudonym for the calls of other tabs, until its time is up.
-	sess, cookie, err := s.newSession(r.Context(), name)
+	sess, cookie, err := s.newSession(r.Context(), name, a.client.ID)
 	if err != nil {
 		s.unavailable(w, r, err)
 		return
 	}
 	s.stats.logIns.Add(1)
-	s.log.Info("logged in", "user", name, "pseudonym", sess.pseudonym, "client", a.client.ID, "from", limit.Source(r))
+	s.log.Info("logged in", "user", name, "pseudonym", sess.Pseudonym, "client", a.client.ID, "from", limit.Source(r))
 	setCookie(w, cookie)
 	s.sendCode(w, r, a, sess)
 }
@@ -164,7 +164,7 @@ func (s *Server) logout(w http.ResponseWriter, r *http.Request) {
 		to = ""
 	}
 	if ok && r.Method == http.MethodGet {
-		p := page{Title: "Log out?", Text: "You are logged in as " + sess.user + ".", Action: "/oauth/logout", Button: "Log out"}
+		p := page{Title: "Log out?", Text: "You are logged in as " + sess.User + ".", Action: "/oauth/logout", Button: "Log out"}
 		if to != "" {
 			p.Action += "?" + url.Values{"client_id": {q.Get("client_id")}, "post_logout_redirect_uri": {to}}.Encode()
 			p.formTo = originOf(to)
@@ -173,12 +173,12 @@ func (s *Server) logout(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if ok {
-		if err := s.logOut(r.Context(), sess); err != nil {
+		if err := s.logOut(r.Context(), sess, ReasonLogout); err != nil {
 			s.unavailable(w, r, err)
 			return
 		}
 		s.stats.logOuts.Add(1)
-		s.log.Info("logged out", "user", sess.user, "pseudonym", sess.pseudonym, "from", limit.Source(r))
+		s.log.Info("logged out", "user", sess.User, "pseudonym", sess.Pseudonym, "from", limit.Source(r))
 	}
 	clearCookie(w)
 	if to != "" {

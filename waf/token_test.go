@@ -431,7 +431,7 @@ func TestSessionsAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if _, _, err := l.s.newSession(t.Context(), "alice"); err != nil {
+			if _, _, err := l.s.newSession(t.Context(), "alice", "wic"); err != nil {
 				t.Errorf("%d: %v", i, err)
 			}
 		})
