@@ -17,7 +17,7 @@ const (
 	// overlap is how long a spent refresh token is taken for the retry of a page whose answer was
 	// lost: a page waits some 10 s for one, and may try a few times.
 	overlap = time.Minute
-	// maxAnswers is how many answers one refresh token is given in that time.
+	// maxAnswers is how many answers to one refresh token are remembered, the last ones.
 	maxAnswers = 4
 	// maxChains bounds the pages of one session that can refresh: the one that was silent longest
 	// gives way. A page that is loaded again begins a new chain.
@@ -49,8 +49,8 @@ func (c *chain) take(tok, next string, now time.Time) error {
 	case slices.Contains(c.Next, tok):
 		c.Spent, c.At, c.Next = tok, now.Unix(), []string{next}
 		return nil
-	case tok == c.Spent && now.Unix() < c.At+int64(overlap/time.Second) && len(c.Next) < maxAnswers:
-		c.Next = append(c.Next, next)
+	case tok == c.Spent && now.Unix() < c.At+int64(overlap/time.Second):
+		c.Next = append(c.Next[max(0, len(c.Next)-maxAnswers+1):], next)
 		return nil
 	}
 	return errReused

@@ -30,6 +30,7 @@ type News interface {
 const (
 	ReasonLogout   = "logout"   // by the user, or by the page with a token
 	ReasonRevoked  = "revoked"  // by the operator, or because a code or refresh token was stolen
+	ReasonKilled   = "killed"   // by the operator, a single call or registration
 	ReasonReplaced = "replaced" // by a newer session of the user
 	ReasonExpired  = "expired"  // a guest's lease was not renewed
 )

@@ -110,6 +110,24 @@ func (f *flaky) Get(ctx context.Context, bucket, key string) (store.Entry, error
 	return f.Memory.Get(ctx, bucket, key)
 }
 
+func (f *flaky) CompareAndSet(ctx context.Context, bucket, key string, value []byte, old store.Revision, ttl time.Duration) (store.Revision, error) {
+	if err := f.broken("set", bucket); err != nil {
+		return 0, err
+	}
+	rev, err := f.Memory.CompareAndSet(ctx, bucket, key, value, old, ttl)
+	if lost := f.broken("set, answer lost", bucket); lost != nil {
+		return 0, lost
+	}
+	return rev, err
+}
+
+func (f *flaky) Scan(ctx context.Context, bucket string, each func(store.Entry) bool) error {
+	if err := f.broken("scan", bucket); err != nil {
+		return err
+	}
+	return f.Memory.Scan(ctx, bucket, each)
+}
+
 func (f *flaky) Delete(ctx context.Context, bucket, key string, old store.Revision) error {
 	if err := f.broken("delete", bucket); err != nil {
 		return err
