@@ -123,6 +123,7 @@ func TestClientSecret(t *testing.T) {
 		{"unknown client", asGuest, basic("evil", url.QueryEscape(portalSecret)), ClientSecret, 401, "invalid_client"},
 		{"unknown client, as what it is compared with", asGuest, basic("evil", url.QueryEscape(string(l.s.noSecret.Expose()))), ClientSecret, 401, "invalid_client"},
 		{"public client", asGuest, basic("wic", ""), ClientSecret, 401, "invalid_client"},
+		{"public client, with what it is compared with", asGuest, basic("wic", url.QueryEscape(string(l.s.noSecret.Expose()))), ClientSecret, 401, "invalid_client"},
 		{"no client", asGuest, basic("", ""), ClientSecret, 401, "invalid_client"},
 		{"not escaped", asGuest, basic("portal", "%zz"), ClientSecret, 401, "invalid_client"},
 		{"Bearer", asGuest, with("Authorization", "Bearer "+portalSecret), ClientSecret, 401, "invalid_client"},
@@ -286,8 +287,8 @@ func TestLeasesAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if len(names) != 16 || full != 32 {
-		t.Errorf("%d identities, %d refused: %v", len(names), full, names)
+	if away := nodes[0].count(StoreUnavailable) + nodes[1].count(StoreUnavailable); len(names) != 16 || full != 32 || away != 0 {
+		t.Errorf("%d identities, %d refused, %d of them for the store: %v", len(names), full, away, names)
 	}
 	for name, n := range names {
 		if n != 1 {

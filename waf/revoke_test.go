@@ -213,6 +213,22 @@ func TestRevokeUserAgain(t *testing.T) {
 	}
 }
 
+// Where the record stays in the store, the mark alone keeps everything dead, for the session's life.
+func TestMarkOutlivesTheSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, _ := newsLab(t)
+		p := l.logIn("alice")
+		l.store.set("delete "+sessionBucket, true)
+		if _, err := l.s.RevokeUser(t.Context(), "alice", ReasonRevoked); err == nil {
+			t.Fatal("no error")
+		}
+		for range 12 {
+			l.dead("marked", p)
+			time.Sleep(time.Hour)
+		}
+	})
+}
+
 // Each end of a session is told, with its reason, once.
 func TestNewsOfEveryEnd(t *testing.T) {
 	l, told := newsLab(t, func(c *Config) { c.MaxSessions = 1 })

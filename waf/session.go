@@ -66,7 +66,7 @@ func (s session) life(now time.Time) time.Duration {
 		if s.Over {
 			end = s.Tokens
 		}
-		end = max(end, s.Tokens) + int64(claims.MaxLeeway/time.Second)
+		end += int64(claims.MaxLeeway / time.Second)
 	}
 	return time.Duration(max(1, end-now.Unix())) * time.Second
 }
