@@ -2,7 +2,6 @@ package waf
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -24,9 +23,6 @@ const (
 	// sweepEvery is how often leases are looked through for those that were not renewed. It is
 	// less than claims.MaxLeeway, for which such a lease is still in the store.
 	sweepEvery = 10 * time.Second
-
-	scenarioWeb  = 2 // TS 24.371 §6.1: an individual IMPU by web authentication
-	scenarioPool = 3 // and one from a pool
 )
 
 // guestName is an identity's name in the pool, the user part of IMPI and IMPU.
@@ -118,11 +114,7 @@ func (s *Server) sweep(ctx context.Context) {
 	}
 	for _, sess := range over {
 		// The read may be old: the lease is over once this is written, and then never renewed.
-		sess.Over, sess.Chains = true, nil
-		b, err := json.Marshal(sess)
-		if err == nil {
-			_, err = s.store.CompareAndSet(ctx, guestBucket, sess.key, b, sess.rev, sess.life(time.Now()))
-		}
+		err := s.retire(ctx, sess)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
 			continue // renewed, or another WAF was first
 		}

@@ -71,8 +71,8 @@ func (s *Server) mark(ctx context.Context, pseudonym, reason string) error {
 	if err != nil || s.cfg.News == nil {
 		return err
 	}
-	// The last SIP token may be exchanged for a TURN token in its last second.
-	until := time.Now().Add(s.cfg.SIPTokenLife + s.cfg.TURNTokenLife + 2*claims.MaxLeeway)
+	// The last SIP token may be exchanged for a TURN credential in its last second.
+	until := time.Now().Add(s.cfg.SIPTokenLife + max(s.cfg.TURNTokenLife, s.cfg.EdgeCredentialLife) + 2*claims.MaxLeeway)
 	if err := s.cfg.News.Revoke(ctx, pseudonym, reason, until); err != nil {
 		return fmt.Errorf("waf: telling that session %s has ended: %w", pseudonym, err)
 	}
@@ -95,15 +95,14 @@ func (s *Server) drop(ctx context.Context, key, pseudonym string) error {
 	for range 16 { // a page that refreshes at the same time changes the record
 		e, err := s.store.Get(ctx, bucket, key)
 		if err == nil && bucket == guestBucket {
-			sess, parseErr := parseSession(e)
-			if parseErr != nil || sess.Pseudonym != pseudonym || sess.Over {
+			var sess session
+			if sess, err = parseSession(e); err != nil {
+				return err
+			}
+			if sess.Pseudonym != pseudonym || sess.Over {
 				return nil // leased anew since, or over already
 			}
-			sess.Over, sess.Chains = true, nil
-			var b []byte
-			if b, err = json.Marshal(sess); err == nil {
-				_, err = s.store.CompareAndSet(ctx, bucket, key, b, e.Revision, sess.life(time.Now()))
-			}
+			err = s.retire(ctx, sess)
 		} else if err == nil {
 			err = s.store.Delete(ctx, bucket, key, e.Revision)
 		}
@@ -115,6 +114,16 @@ func (s *Server) drop(ctx context.Context, key, pseudonym string) error {
 		}
 	}
 	return fmt.Errorf("waf: session of %s: %w", pseudonym, store.ErrConflict)
+}
+
+// retire writes that a guest's lease is over. store.ErrConflict where it has changed since it was read.
+func (s *Server) retire(ctx context.Context, sess session) error {
+	sess.Over, sess.Chains = true, nil
+	b, err := json.Marshal(sess)
+	if err == nil {
+		_, err = s.store.CompareAndSet(ctx, guestBucket, sess.key, b, sess.rev, sess.life(time.Now()))
+	}
+	return err
 }
 
 // logOut ends a session and takes it off the user's list.
@@ -189,7 +198,7 @@ func (s *Server) Sessions(ctx context.Context) (list []Session, err error) {
 	return list, nil
 }
 
-// ErrNoUser: RevokeUser was given a name that is neither a user's nor a guest's.
+// ErrNoUser says that RevokeUser was given a name that is neither a user's nor a guest's.
 var ErrNoUser = errors.New("no such user")
 
 // RevokeUser ends every session of a user, or the lease of a guest such as "guest-07", and returns
@@ -366,7 +375,7 @@ func (s *Server) sessionOf(ctx context.Context, client Client, tok string) (sess
 	if c.ClientID != client.ID {
 		return session{}, foreign
 	}
-	if c.IMS.Scenario == scenarioPool {
+	if c.IMS.Scenario == claims.ScenarioPool {
 		sess, err := s.readSession(ctx, c.Subject)
 		if err != nil && !errors.Is(err, errNoSession) {
 			return session{}, noStore(err)

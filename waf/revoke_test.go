@@ -229,6 +229,21 @@ func TestMarkOutlivesTheSession(t *testing.T) {
 	})
 }
 
+// A revocation is remembered until the longest credential that was issued or may be has ended.
+func TestRevocationIsLongEnough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for edge, want := range map[time.Duration]time.Duration{0: 71 * time.Minute, 24 * time.Hour: 24*time.Hour + 11*time.Minute, time.Second: 12 * time.Minute} {
+			l, told := newsLab(t, func(c *Config) {
+				c.SIPTokenLife, c.TURNTokenLife, c.EdgeCredentialLife = 10*time.Minute, time.Minute, edge
+			})
+			l.logIn("alice")
+			if _, err := l.s.RevokeUser(t.Context(), "alice", ReasonRevoked); err != nil || time.Until(told.until) != want {
+				t.Errorf("edge %v: %v %v, want %v", edge, time.Until(told.until), err, want)
+			}
+		}
+	})
+}
+
 // Each end of a session is told, with its reason, once.
 func TestNewsOfEveryEnd(t *testing.T) {
 	l, told := newsLab(t, func(c *Config) { c.MaxSessions = 1 })

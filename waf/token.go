@@ -129,9 +129,9 @@ type imsForm struct {
 func (s *Server) issue(r *http.Request, sess session, u user, client, scope, refresh string) (any, *tokenError) {
 	who := []any{"client", client, "user", sess.User, "pseudonym", sess.Pseudonym}
 	now := time.Now()
-	scenario, end := scenarioWeb, min(now.Add(s.cfg.SIPTokenLife).Unix(), sess.End)
+	scenario, end := claims.ScenarioWeb, min(now.Add(s.cfg.SIPTokenLife).Unix(), sess.End)
 	if sess.guest() {
-		scenario, end = scenarioPool, sess.Tokens
+		scenario, end = claims.ScenarioPool, sess.Tokens
 	}
 	if end <= now.Unix() {
 		return nil, bad(SessionEnded, "invalid_grant", "the session has ended: log in again", who...)

@@ -76,6 +76,9 @@ type Config struct {
 	// TURNTokenLife is the life of a TURN token: 1 s to 24 h, default 1 h. Below 3 min browsers
 	// refresh their allocations without pause.
 	TURNTokenLife time.Duration
+	// EdgeCredentialLife is the life of TURN credentials that the edge gives for a SIP token (TR 33.872
+	// 6.3.3), default 1 h: so long is a revocation to be remembered.
+	EdgeCredentialLife time.Duration
 	// CodeLife is the life of an authorization code: 1 s to 10 min (RFC 6749 §4.1.2), default 60 s.
 	CodeLife time.Duration
 	// SessionLife is how long after the log-in a session ends whatever happens: 1 s to 30 days,
@@ -194,6 +197,7 @@ func (c Config) withDefaults() Config {
 	}
 	set(&c.SIPTokenLife, time.Hour)
 	set(&c.TURNTokenLife, time.Hour)
+	set(&c.EdgeCredentialLife, time.Hour)
 	set(&c.CodeLife, time.Minute)
 	set(&c.SessionLife, 12*time.Hour)
 	set(&c.GuestLife, 30*time.Minute)
@@ -244,6 +248,7 @@ func (c Config) validate() error {
 	}{
 		{"waf.sip_token_life", c.SIPTokenLife, 24 * time.Hour},
 		{"waf.turn_token_life", c.TURNTokenLife, token.MaxLifetime},
+		{"life of the edge's TURN credentials", c.EdgeCredentialLife, 48 * time.Hour},
 		{"code life", c.CodeLife, 10 * time.Minute},
 		{"session life", c.SessionLife, maxSessionLife},
 		{"waf.guest_life", c.GuestLife, 24 * time.Hour},
