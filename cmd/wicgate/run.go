@@ -328,12 +328,19 @@ func (h *house) waf(mux *http.ServeMux) error {
 	}
 	f := h.file
 	origin := string(f.HTTPS.URL)
+	clients := []waf.Client{{ID: "wic", Name: "wicgate portal", RedirectURIs: []string{origin + "/"}, Origins: []string{origin}}}
+	if secret, err := h.portalSecret(); err != nil {
+		return err
+	} else if !secret.IsZero() {
+		clients = append(clients, waf.Client{ID: "portal", Name: "wicgate portal, for guests", Secret: secret, Page: "wic"})
+	}
 	w, err := waf.New(waf.Config{
 		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus,
 		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
-		Clients:        []waf.Client{{ID: "wic", Name: "wicgate portal", RedirectURIs: []string{origin + "/"}, Origins: []string{origin}}},
-		Users:          h.users, SIPTokenLife: time.Duration(f.WAF.SIPTokenLife), TURNTokenLife: time.Duration(f.WAF.TURNTokenLife),
+		Clients:        clients,
+		Guests:         f.WAF.Guests, GuestLife: time.Duration(f.WAF.GuestLife),
+		Users: h.users, SIPTokenLife: time.Duration(f.WAF.SIPTokenLife), TURNTokenLife: time.Duration(f.WAF.TURNTokenLife),
 	})
 	if err != nil {
 		return err
@@ -372,8 +379,13 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 
 func (h *house) wwsf(mux *http.ServeMux) error {
 	f := h.file
+	secret, err := h.portalSecret()
+	if err != nil {
+		return err
+	}
 	w, err := wwsf.New(wwsf.Config{
 		Log: h.log.With("role", "wwsf"), WAF: string(f.HTTPS.URL), ClientID: "wic", SIPURL: f.HTTPS.URL.WebSocket(sipPath), Domain: f.Domain, HTTP: h.client,
+		ClientSecret: secret, TURNCredential: f.WWSF.TURNCredential,
 	})
 	if err != nil {
 		return err
