@@ -205,4 +205,3 @@ func (a *api) revoke(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, done)
 	}
 }
-

@@ -17,6 +17,9 @@ const (
 	// udpQueue is what a relay socket holds in the kernel while it works: 50 ms of video at 2 Mbit/s.
 	udpQueue = 16 << 10
 
+	edgeWebSockets  = 10000 // epcscf.Config.MaxFlows
+	turnConnections = 8192  // turn.Config.MaxConnections
+
 	gatewayAccessPorts = 1 // of one stream
 	gatewayCorePorts   = 2 // RTP and RTCP
 )
@@ -57,6 +60,9 @@ func capacity(in Input, m machine) (out Capacity) {
 	}
 	if in.has("turn") {
 		add("TURN allocations", Bound{f.TURN.Relay.Ports.Count(), fmt.Sprintf("turn.relay.ports (%v)", f.TURN.Relay.Ports)}, descriptors(1), buffers(1), memory(allocationBytes))
+		if len(f.TURN.ListenTCP) > 0 {
+			add("of them over TCP, TLS", Bound{turnConnections, "the server's own bound"}, descriptors(2), memory(allocationBytes+webSocketBytes))
+		}
 	}
 	if in.has("imsagw") {
 		g := f.IMSAGW
@@ -73,7 +79,7 @@ func capacity(in Input, m machine) (out Capacity) {
 		}
 	}
 	if in.has("epcscf") {
-		add("WebSockets", descriptors(1), memory(webSocketBytes))
+		add("WebSockets", Bound{edgeWebSockets, "the edge's own bound"}, descriptors(1), memory(webSocketBytes))
 	}
 	return out
 }

@@ -110,7 +110,9 @@ func (c *checker) fails(key string, err error) {
 	c.error(key, reason, hint)
 }
 
-func (c *checker) ok(format string, args ...any) { c.well = append(c.well, fmt.Sprintf(format, args...)) }
+func (c *checker) ok(format string, args ...any) {
+	c.well = append(c.well, fmt.Sprintf(format, args...))
+}
 
 func (c *checker) cheap() {
 	c.found = append(c.found, c.File.Review(c.Roles)...)
@@ -205,6 +207,9 @@ func (c *checker) files() {
 	}
 	if c.has("waf") {
 		c.secret("waf.signing_key", c.path(c.File.WAF.SigningKey, "waf-key.pem"), c.File.WAF.SigningKey != "")
+	}
+	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") {
+		c.secret("wwsf.client_secret", c.path(c.File.WWSF.ClientSecret, "wwsf-client.secret"), c.has("waf") && c.File.WWSF.ClientSecret != "")
 	}
 	if n := c.File.Bus.NKey; n != "" && c.has("waf", "epcscf", "imsagw") {
 		if _, err := os.Stat(n); err != nil {
@@ -320,6 +325,7 @@ func (c *checker) sockets() {
 func (c *checker) opened(proto, key string, a netip.AddrPort, err error) {
 	switch {
 	case err == nil && a.Port() == 0:
+		c.ok("%s on %v: possible (%s)", proto, a.Addr(), key)
 	case err == nil:
 		c.ok("%s %v: free (%s)", proto, a, key)
 	case c.Running && inUse(err):
