@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -58,7 +59,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		var parse *kong.ParseError
 		if errors.As(err, &parse) && parse.Context != nil {
-			fmt.Fprintf(stderr, "wicgate: error: %v\n  hint: \"wicgate --help\" lists the commands, \"wicgate run --help\" the options of one\n", err)
+			of := "run"
+			if node := parse.Context.Selected(); node != nil {
+				of = strings.TrimSpace(strings.TrimPrefix(node.Path(), "wicgate"))
+			}
+			fmt.Fprintf(stderr, "wicgate: error: %v\n  hint: \"wicgate --help\" lists the commands, \"wicgate %s --help\" the options of one\n", err, of)
 		} else {
 			fmt.Fprintf(stderr, "wicgate: error: %v\n", err)
 		}

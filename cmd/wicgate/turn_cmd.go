@@ -207,6 +207,10 @@ func (c *turnRevokeCmd) Run(out io.Writer) error {
 	if err := c.ask("POST", "/v1/revoke", map[string]string{"name": c.Name}, &done); err != nil {
 		return err
 	}
+	if done == (admin.Revoked{}) {
+		_, err := fmt.Fprintf(out, "%s: nothing was alive here. What other nodes hold of it ends within a second.\n", c.Name)
+		return err
+	}
 	_, err := fmt.Fprintf(out, "Revoked %s: %s ended, and %s here at once.\n", c.Name, count(done.LogIns, "log-in"), count(done.Allocations, "TURN session"))
 	return err
 }

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// What one of each takes. Descriptors and ports are exact; bytes are measured on linux/amd64 and
-// rounded up, kernel structures included and queued packets not.
+// What one of each takes. Descriptors and ports are exact. Bytes are estimates with room to spare; they
+// say when memory is the first bound, not how much will be used.
 const (
 	reservedDescriptors = 128 // listeners, log, store, connections to core and bus
 

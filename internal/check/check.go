@@ -356,6 +356,10 @@ func (c *checker) machine() {
 		c.warn("", fmt.Sprintf("net.core.rmem_max is %d bytes: a TURN listener asks for %d, and loses packets in bursts with less", m.rmemMax, listenBuffer),
 			fmt.Sprintf("sysctl -w net.core.rmem_max=%d", listenBuffer))
 	}
+	if n := c.File.TURN.Relay.Ports.Count(); c.has("turn") && m.descriptors > 0 && m.descriptors < uint64(n+reservedDescriptors) {
+		c.warn("turn.relay.ports", fmt.Sprintf("%v hold %d allocations, and this process may open %d files", c.File.TURN.Relay.Ports, n, m.descriptors),
+			fmt.Sprintf("raise the limit: ulimit -n %d, or LimitNOFILE=%d in the systemd unit", n+2*reservedDescriptors, n+2*reservedDescriptors))
+	}
 	if m.unsynchronised {
 		c.warn("", "this machine's clock is not synchronised: tokens of another machine are refused from 5 s difference", "run an NTP client, such as chrony or systemd-timesyncd")
 	}

@@ -59,7 +59,7 @@ var table = func() map[string]spec {
 		"epcscf.Flows":           {name: "epcscf_websockets", help: "WebSockets of browsers now."},
 		"epcscf.Bindings":        {name: "epcscf_registrations", help: "Registrations alive now."},
 		"epcscf.Calls":           {name: "epcscf_calls", help: "Calls now, until their gateway session is released."},
-		"epcscf.Dialogs":         {name: "epcscf_calls_answered", help: "Calls now that were answered."},
+		"epcscf.Dialogs":         {name: "epcscf_dialogs", help: "Answered calls now."},
 		"epcscf.FlowsTotal":      {name: "epcscf_websockets_accepted_total", help: "WebSockets accepted."},
 		"epcscf.Registers":       {name: "epcscf_registers_total", help: "REGISTER requests answered with 200, refreshes too."},
 		"epcscf.Deregistered":    {name: "epcscf_deregistered_total", help: "Registrations ended by the edge, for a browser that is gone."},

@@ -128,6 +128,26 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// TestTable: a gauge and a counter whose names differ by _total alone are one family in OpenMetrics, and
+// one metric has one help text and one set of labels.
+func TestTable(t *testing.T) {
+	byName := map[string]spec{}
+	for field, s := range table {
+		if old, ok := byName[s.name]; ok && (old.help != s.help || len(old.constant) != len(s.constant) || len(s.constant) == 0) {
+			t.Errorf("%s: %s twice, with other words or without labels to tell them apart", field, s.name)
+		}
+		byName[s.name] = s
+		if s.help == "" || !strings.HasSuffix(s.help, ".") {
+			t.Errorf("%s: help is no sentence: %q", field, s.help)
+		}
+	}
+	for name := range byName {
+		if _, ok := byName[name+"_total"]; ok {
+			t.Errorf("%s and %s_total", name, name)
+		}
+	}
+}
+
 func TestSnake(t *testing.T) {
 	for in, want := range map[string]string{"Core": "core", "FlowToken": "flow_token", "TooMany": "too_many", "ICE": "ice", "ICEFailed": "ice_failed", "NoTURN": "no_turn"} {
 		if got := snake(in); got != want {
