@@ -361,7 +361,7 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("stats %+v", st)
 	}
 	l := b.log.String()
-	for _, want := range []string{"cause=\"USERNAME carries no token", "cause=\"message integrity is wrong\"", "cause=\"kid is not known\"", "cause=\"malformed message\"", "cause=\"neither STUN nor ChannelData\"", "client=" + c.LocalAddr().String()} {
+	for _, want := range []string{"cause=\"USERNAME is of no kind", "cause=\"message integrity is wrong\"", "cause=\"kid is not known\"", "cause=\"malformed message\"", "cause=\"neither STUN nor ChannelData\"", "client=" + c.LocalAddr().String()} {
 		if !strings.Contains(l, want) {
 			t.Errorf("log does not say %s:\n%s", want, l)
 		}
