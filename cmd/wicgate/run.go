@@ -388,11 +388,12 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 		Log: log, Name: c.Name, Domain: f.Domain, Audience: c.Audience, Issuers: []string{origin},
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
-		Gateway: gateway,
+		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {
 		return err
 	}
+	h.news.hear = append(h.news.hear, session.Handler{Revoked: func(r session.Revocation) { e.Revoke(r.Pseudonym, r.Reason) }})
 	mux.Handle(sipPath, e.Handler())
 	h.add("epcscf", e.Serve, func() any { return e.Stats() })
 	return nil
