@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"wicgate/internal/admin"
 	"wicgate/internal/life"
 	"wicgate/internal/obs"
-	"wicgate/internal/session"
 	"wicgate/turn"
 	"wicgate/waf"
 )
@@ -115,7 +115,21 @@ func (h *house) leaf() (*x509.Certificate, error) {
 // better off, is told as degraded.
 func (h *house) watch() {
 	if h.bus != nil {
-		h.health.Watch("bus", func(context.Context) error { return h.bus.Ready() })
+		h.health.Watch("bus", func(context.Context) error {
+			if err := h.bus.Ready(); err != nil && !h.has("waf") && !h.has("epcscf") && !h.has("imsagw") {
+				return admin.Degraded(err) // turn needs it for news alone, and media go on
+			}
+			return h.bus.Ready()
+		})
+	}
+	if f := h.news.follower; f != nil {
+		h.health.Watch("news", func(context.Context) error {
+			if err := f.Ready(); h.file.TURN.Blind == "closed" {
+				return err
+			} else {
+				return admin.Degraded(err)
+			}
+		})
 	}
 	if h.rings != nil {
 		h.health.Watch("keys", func(context.Context) error { return admin.Degraded(h.rings.Err()) })
@@ -171,36 +185,87 @@ func (h *house) Revoke(ctx context.Context, kind, name string) (done admin.Revok
 			return done, err
 		}
 	}
-	found := false
+	done = admin.Revoked{Allocations: h.allocations(name)}
+	found := done.Allocations > 0
 	switch {
 	case h.operator.waf != nil:
-		if found, err = h.operator.waf.RevokeSession(ctx, name, waf.ReasonRevoked); found {
-			done.LogIns = 1
+		var alive bool
+		if alive, err = h.operator.waf.RevokeSession(ctx, name, waf.ReasonRevoked); alive {
+			done.LogIns, found = 1, true
 		}
-	case h.bus != nil:
+	case h.news.issuer != nil:
 		// Whether there is such a session only the WAF can tell; its end is noted all the same.
-		err = session.NewIssuer(h.bus, h.bus, h.log).Revoke(ctx, name, waf.ReasonRevoked, time.Now().Add(revocationLife))
-		found = err == nil
+		err = h.news.issuer.Revoke(ctx, name, waf.ReasonRevoked, time.Now().Add(revocationLife))
+		found = true
 	}
 	if t := h.operator.turn; t != nil {
-		done.Allocations = t.Revoke(name)
+		t.Revoke(name) // at once: the news of it may take a moment, or be lost
 	}
-	if err == nil && !found && done.Allocations == 0 {
+	if err == nil && !found {
 		err = fmt.Errorf("%q is the pseudonym of no log-in here, and no user's name: %w", name, admin.ErrNotFound)
 	}
 	return done, err
 }
 
-func (h *house) revokeUser(ctx context.Context, name string) (admin.Revoked, error) {
-	if h.operator.waf == nil {
-		return admin.Revoked{}, fmt.Errorf("user %q: the WAF, which knows users, does not run in this process: %w", name, admin.ErrNotFound)
+// revokeUser ends what a user or guest holds.
+func (h *house) revokeUser(ctx context.Context, name string) (done admin.Revoked, err error) {
+	w := h.operator.waf
+	if w == nil {
+		return done, fmt.Errorf("user %q: the WAF, which knows users, does not run in this process: %w", name, admin.ErrNotFound)
 	}
-	n, err := h.operator.waf.RevokeUser(ctx, name, waf.ReasonRevoked)
+	if list, err := w.Sessions(ctx); err == nil { // for the count alone
+		for _, s := range list {
+			if s.User == name {
+				done.Allocations += h.allocations(s.Pseudonym)
+			}
+		}
+	}
+	done.LogIns, err = w.RevokeUser(ctx, name, waf.ReasonRevoked)
 	if errors.Is(err, waf.ErrNoUser) {
 		err = fmt.Errorf("user %q: %w", name, admin.ErrNotFound)
 	}
-	return admin.Revoked{LogIns: n}, err
+	return done, err
+}
+
+// allocations is how many a pseudonym has here.
+func (h *house) allocations(pseudonym string) int {
+	if h.operator.turn == nil || pseudonym == "" {
+		return 0
+	}
+	return len(h.operator.turn.Sessions(pseudonym))
 }
 
 // sessions is the TURN server as the operator's door sees it, nil where none runs.
-func (h *house) sessions() admin.TURN { return nil }
+func (h *house) sessions() admin.TURN {
+	if h.operator.turn == nil {
+		return nil
+	}
+	return turnSessions{h.operator.turn}
+}
+
+type turnSessions struct{ s *turn.Server }
+
+// Sessions implements [admin.TURN].
+func (t turnSessions) Sessions() (out []admin.Session) {
+	for _, a := range t.s.Sessions("") {
+		x := admin.Session{
+			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: a.Relayed.String(),
+			Since: a.Since, Expires: a.Expires, Credential: a.Credential, CredentialEnds: a.CredentialEnds, Permissions: []string{}, Channels: []string{},
+			ToPeerPackets: a.ToPeerPackets, ToPeerBytes: a.ToPeerBytes, ToClientPackets: a.ToClientPackets, ToClientBytes: a.ToClientBytes,
+		}
+		for _, p := range a.Permissions {
+			x.Permissions = append(x.Permissions, p.String())
+		}
+		for _, c := range a.Channels {
+			x.Channels = append(x.Channels, c.String())
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// Kill implements [admin.TURN].
+func (t turnSessions) Kill(id string) bool {
+	n, err := strconv.ParseUint(id, 10, 64)
+	return err == nil && t.s.Kill(n)
+}

@@ -54,8 +54,8 @@ func TestEachCounterIsAMetric(t *testing.T) {
 
 var sessionsShown = admin.SessionList{Left: 3, Sessions: []admin.Session{
 	{ID: "7", Pseudonym: "5cUbjNn1ezD3u7vBkGfE0g", Client: "198.51.100.200:50000", Transport: "udp", Relayed: "203.0.113.1:49170",
-		Since: at(-12 * time.Second), Expires: at(588 * time.Second), Credential: "token", ToPeerBytes: 999, ToClientBytes: 123456, ToPeerPackets: 9, ToClientPackets: 1234},
-	{ID: "12345678901234", Pseudonym: "p", Client: "[2001:db8:1234:5678:9abc:def0:1234:5678]:50000", Transport: "tls", Since: at(-50 * time.Hour), Expires: at(time.Hour),
+		Since: at(-12 * time.Second), Expires: at(588 * time.Second), Credential: "token", CredentialEnds: at(time.Hour), ToPeerBytes: 999, ToClientBytes: 123456, ToPeerPackets: 9, ToClientPackets: 1234},
+	{ID: "1234567", Pseudonym: "p", Client: "[2001:db8:1234:5678:9abc:def0:1234:5678]:50000", Transport: "tls", Since: at(-50 * time.Hour), Expires: at(time.Hour),
 		ToPeerBytes: 1 << 40, ToClientBytes: 9996, Permissions: []string{"192.0.2.1", "192.0.2.2"}, Channels: []string{"0x4000 192.0.2.1:40000"}},
 }}
 
@@ -70,7 +70,7 @@ func TestSessionTable(t *testing.T) {
 	}
 	want := `ID       PSEUDONYM   CLIENT                 VIA  AGE    LEFT   SENT    GOT
 7        5cUbjNn1e…  198.51.100.200:50000   udp  12s    9m48s  999B    123kB
-123456…  p           [2001:db8:123…]:50000  tls  2d02h  1h00m  1.10TB  10.0kB
+1234567  p           [2001:db8:123…]:50000  tls  2d02h  1h00m  1.10TB  10.0kB
 and 3 more; --pseudonym narrows the list
 `
 	if got := out.String(); got != want {
@@ -92,7 +92,7 @@ func TestSessionShown(t *testing.T) {
 	printSession(&out, sessionsShown.Sessions[0], noon)
 	want := `id           7
 pseudonym    5cUbjNn1ezD3u7vBkGfE0g
-credential   token
+credential   token, until 2026-01-02 13:00:00 UTC
 client       198.51.100.200:50000 over udp
 relayed      203.0.113.1:49170
 since        2026-01-02 11:59:48 UTC (12s ago)

@@ -63,7 +63,7 @@ func printSessions(out io.Writer, list admin.SessionList, now time.Time) error {
 	fmt.Fprintln(w, "ID\tPSEUDONYM\tCLIENT\tVIA\tAGE\tLEFT\tSENT\tGOT")
 	for _, s := range list.Sessions {
 		tight := func(n uint64) string { return strings.ReplaceAll(size(n), " ", "") }
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cut(s.ID, 7), cut(s.Pseudonym, 10), address(s.Client), s.Transport,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, cut(s.Pseudonym, 10), address(s.Client), s.Transport,
 			age(now.Sub(s.Since)), age(s.Expires.Sub(now)), tight(s.ToPeerBytes), tight(s.ToClientBytes))
 	}
 	if err := w.Flush(); err != nil {
@@ -77,7 +77,7 @@ func printSessions(out io.Writer, list admin.SessionList, now time.Time) error {
 
 type turnShowCmd struct {
 	door
-	ID   string `arg:"" help:"Of the session, as the list has it; its first characters are enough." placeholder:"ID"`
+	ID   string `arg:"" help:"Of the session, as the list has it." placeholder:"ID"`
 	JSON bool   `name:"json" help:"Print JSON."`
 }
 
@@ -103,29 +103,10 @@ func (c *turnShowCmd) Run(out io.Writer) error {
 	return nil
 }
 
-// find asks for a session by its ID, or by what only one begins with.
+// find asks for a session by its whole ID: of numbers that grow, a part would name another.
 func (d door) find(id string) (s admin.Session, err error) {
 	err = d.ask("GET", "/v1/turn/sessions/"+url.PathEscape(id), nil, &s)
-	if err == nil || id == "" {
-		return s, err
-	}
-	var list admin.SessionList
-	if e := d.ask("GET", "/v1/turn/sessions", nil, &list); e != nil {
-		return s, err
-	}
-	var like []admin.Session
-	for _, x := range list.Sessions {
-		if strings.HasPrefix(x.ID, id) {
-			like = append(like, x)
-		}
-	}
-	switch len(like) {
-	case 0:
-		return s, err
-	case 1:
-		return like[0], nil
-	}
-	return s, fmt.Errorf("%d TURN sessions begin with %q\n  hint: give more of the ID; \"wicgate turn sessions --json\" has it whole", len(like), id)
+	return s, err
 }
 
 func printSession(out io.Writer, s admin.Session, now time.Time) {
@@ -134,7 +115,7 @@ func printSession(out io.Writer, s admin.Session, now time.Time) {
 	}
 	line("id", "%s", s.ID)
 	line("pseudonym", "%s", s.Pseudonym)
-	line("credential", "%s", s.Credential)
+	line("credential", "%s, until %s", s.Credential, s.CredentialEnds.UTC().Format(time.DateTime+" MST"))
 	line("client", "%s over %s", s.Client, s.Transport)
 	line("relayed", "%s", s.Relayed)
 	line("since", "%s (%s ago)", s.Since.UTC().Format(time.DateTime+" MST"), age(now.Sub(s.Since)))
@@ -158,7 +139,7 @@ func printSession(out io.Writer, s admin.Session, now time.Time) {
 
 type turnKillCmd struct {
 	door
-	ID string `arg:"" help:"Of the session, as the list has it; its first characters are enough." placeholder:"ID"`
+	ID string `arg:"" help:"Of the session, as the list has it." placeholder:"ID"`
 }
 
 // Help implements [kong.HelpProvider].

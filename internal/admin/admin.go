@@ -46,16 +46,18 @@ const (
 
 // Session is a TURN allocation as an operator sees it. It holds no secret.
 type Session struct {
-	ID          string    `json:"id"`
-	Pseudonym   string    `json:"pseudonym"`
-	Client      string    `json:"client"`    // transport address
-	Transport   string    `json:"transport"` // udp, tcp, tls
-	Relayed     string    `json:"relayed"`   // transport address that peers see
-	Since       time.Time `json:"since"`
-	Expires     time.Time `json:"expires"`    // unless refreshed
-	Credential  string    `json:"credential"` // its kind, never the secret
-	Permissions []string  `json:"permissions"`
-	Channels    []string  `json:"channels"`
+	ID         string    `json:"id"`
+	Pseudonym  string    `json:"pseudonym"`
+	Client     string    `json:"client"`    // transport address
+	Transport  string    `json:"transport"` // udp, tcp, tls
+	Relayed    string    `json:"relayed"`   // transport address that peers see
+	Since      time.Time `json:"since"`
+	Expires    time.Time `json:"expires"`    // unless refreshed
+	Credential string    `json:"credential"` // its kind, never the secret
+	// CredentialEnds is when it ends; the policy says what that means for the session.
+	CredentialEnds time.Time `json:"credential_ends"`
+	Permissions    []string  `json:"permissions"`
+	Channels       []string  `json:"channels"` // peers
 	// Relayed payload, to peers and to the client.
 	ToPeerPackets   uint64 `json:"to_peer_packets"`
 	ToPeerBytes     uint64 `json:"to_peer_bytes"`
