@@ -209,7 +209,12 @@ func (c *checker) files() {
 		c.secret("waf.signing_key", c.path(c.File.WAF.SigningKey, "waf-key.pem"), c.File.WAF.SigningKey != "")
 	}
 	if c.has("epcscf") || c.has("turn") && c.File.TURN.Secrets != "" {
-		c.secret("turn.secrets", c.path(c.File.TURN.Secrets, "turn-secrets.txt"), c.File.TURN.Secrets != "")
+		name := c.path(c.File.TURN.Secrets, "turn-secrets.txt")
+		if _, err := keyring.OpenSecrets(name, false); errors.Is(err, fs.ErrNotExist) && c.File.TURN.Secrets != "" {
+			c.willMake("turn.secrets", name)
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			c.fails("turn.secrets", err)
+		}
 	}
 	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") {
 		c.secret("wwsf.client_secret", c.path(c.File.WWSF.ClientSecret, "wwsf-client.secret"), c.has("waf") && c.File.WWSF.ClientSecret != "")

@@ -185,6 +185,7 @@ func TestFiles(t *testing.T) {
 	put("open.json", "{}", 0o644)
 	put("waf-key.pem", "", 0o640)
 	put("wwsf-client.secret", "", 0o604)
+	put("turn-secrets.txt", "short", 0o600)
 	nkey := put("nkey", "", 0o644)
 	for name, c := range map[string]struct{ file, want string }{
 		"keys of another": {"turn: {keys: " + filepath.Join(data, "other.json") + "}\n", `error wicgate.yaml:1: turn.keys: keyring: ` + filepath.Join(data, "other.json") + `: holds the keys of TURN server "other.test", not of "turn.ims.test"`},
@@ -192,6 +193,7 @@ func TestFiles(t *testing.T) {
 		"nowhere":         {"turn: {keys: /nowhere/k.json}\n", "error wicgate.yaml:1: turn.keys: /nowhere/k.json is not there, and cannot be made"},
 		"signing key":     {"", "error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " has mode 0640"},
 		"client secret":   {"", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + " has mode 0604"},
+		"TURN secrets":    {"", "error turn.secrets: keyring: " + filepath.Join(data, "turn-secrets.txt") + ":1: a secret of 5 bytes, want 16 to 256"},
 		"nkey":            {"bus: {url: 'nats://10.0.0.1', nkey: " + nkey + "}\n", "error wicgate.yaml:1: bus.nkey: " + nkey + " has mode 0644"},
 		"no nkey":         {"bus: {url: 'nats://10.0.0.1', nkey: /none}\n", "error wicgate.yaml:1: bus.nkey: stat /none: no such file"},
 	} {

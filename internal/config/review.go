@@ -257,7 +257,7 @@ func (r *review) ports() {
 		}
 		for _, b := range single {
 			if b.ports.First != 0 && same(a, b) {
-				r.error(b.key, "choose a port outside that range", "port %d lies in %s %v on the same address", b.ports.First, a.key, a.ports)
+				r.warn(b.key, "choose a port outside that range", "port %d lies in %s %v on the same address", b.ports.First, a.key, a.ports)
 			}
 		}
 	}

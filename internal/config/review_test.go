@@ -67,7 +67,7 @@ func TestReview(t *testing.T) {
 		{"relay and gateway", "turn: {relay: {ports: 40500-50000}}\n", "error imsagw.access.ports: 40000-40999 overlap with turn.relay.ports 40500-50000 on the same address"},
 		{"relay and gateway, wildcard", "turn: {relay: {bind: 0.0.0.0, advertise: 198.51.100.1, ports: 40500-50000}}\n", "error imsagw.access.ports: 40000-40999 overlap"},
 		{"both sides of the gateway", "imsagw:\n  core:\n    ports: 40900-42000\n", "error wicgate.yaml:3: imsagw.core.ports: 40900-42000 overlap with imsagw.access.ports"},
-		{"listener in the relay's ports", "turn: {listen: ['127.0.0.1:50000'], urls: ['turn:127.0.0.1:50000']}\n", "error wicgate.yaml:1: turn.listen[0]: port 50000 lies in turn.relay.ports"},
+		{"listener in the relay's ports", "turn: {listen: ['127.0.0.1:50000'], urls: ['turn:127.0.0.1:50000']}\n", "warning wicgate.yaml:1: turn.listen[0]: port 50000 lies in turn.relay.ports"},
 		{"two listeners", "https: {listen: '127.0.0.1:5060', url: 'https://localhost:5060'}\n", "error epcscf.listen: 127.0.0.1:5060 is https.listen already"},
 		{"observer", "admin:\n  listen: 127.0.0.1:8443\n", "error wicgate.yaml:2: admin.listen: 127.0.0.1:8443 is https.listen already"},
 
