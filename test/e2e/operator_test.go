@@ -133,6 +133,7 @@ func TestOperator(t *testing.T) {
 		err := admin.Client{Dir: data}.Do(t.Context(), "GET", "/readyz", nil, &b)
 		return err != nil && strings.Contains(err.Error(), "503")
 	})
+	lab.Eventually(t, 20*time.Second, "it ends", p.Ended) // a second signal would end it at once
 	if err := p.Stop(); err != nil {
 		t.Errorf("end: %v", err)
 	}
