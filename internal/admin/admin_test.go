@@ -118,7 +118,7 @@ func TestDeadSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
-	l.Close()
+	_ = l.Close() // the file stays, nobody listens
 	err = Client{dir}.Do(t.Context(), "GET", "/v1/stats", nil, &struct{}{})
 	if err == nil || !strings.Contains(err.Error(), "connection refused\n  hint: wicgate was there and did not end in order") {
 		t.Errorf("%v", err)
@@ -203,7 +203,7 @@ func TestRevoke(t *testing.T) {
 		{map[string]string{"name": "a", "user": "b"}, "400 want one of name, user and pseudonym"},
 		{map[string]string{}, "400 want one of"},
 		{map[string]string{"name": strings.Repeat("x", 129)}, "400 want one of"},
-		{map[string]string{"nmae": "alice"}, "400 the body is no JSON of the form"},
+		{map[string]string{"nome": "alice"}, "400 the body is no JSON of the form"},
 		{map[string]string{"name": strings.Repeat("x", 5000)}, "413 the body has more than 4096 bytes"},
 		{[]int{1}, "400 the body is no JSON"},
 	} {

@@ -310,7 +310,7 @@ func (c *checker) sockets() {
 			l, err := listen.UDP(key, a)
 			c.opened("UDP", key, a, err)
 			if err == nil {
-				l.Close()
+				_ = l.Close() // it served its purpose
 			}
 		}
 	}

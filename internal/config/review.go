@@ -152,7 +152,7 @@ func (r *review) peers() {
 			r.warn(key, "leave it out unless those hosts expect strangers", "every client reaches the private addresses %v on ports %v", p, o.Ports)
 		}
 	}
-	if r.TURN.Profile == "ims" && r.has("imsagw") == false && local(r.IMSAGW.Access.Public()) && len(r.TURN.Open) == 0 {
+	if r.TURN.Profile == "ims" && !r.has("imsagw") && local(r.IMSAGW.Access.Public()) && len(r.TURN.Open) == 0 {
 		r.warn("turn.profile", "set imsagw.access to that of the gateway, or name its media range in turn.open, or set turn.profile: general",
 			"clients may reach the gateway's media range alone, which by imsagw.access is on this machine's loopback (%v)", r.IMSAGW.Access.Public())
 	}

@@ -44,7 +44,7 @@ func TestOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := netip.MustParseAddrPort(l.LocalAddr().String())
-	l.Close()
+	_ = l.Close() // for its number alone
 	cfg := filepath.Join(data, "wicgate.yaml")
 	text := fmt.Sprintf("turn: {listen: ['%v'], listen_tcp: [], urls: ['turn:%v'], secrets: %s}\n", addr, addr, secrets)
 	if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
