@@ -37,8 +37,8 @@ func policy(waf, edge string) string {
 	}, "; ")
 }
 
-// permissions is the Permissions-Policy: the microphone and sound for this page, and nothing else that asks.
-const permissions = "microphone=(self), autoplay=(self), camera=(), display-capture=(), geolocation=(), " +
+// permissions is the Permissions-Policy: microphone, camera and sound for this page, and nothing else that asks.
+const permissions = "microphone=(self), camera=(self), autoplay=(self), display-capture=(), geolocation=(), " +
 	"usb=(), serial=(), hid=(), midi=(), payment=(), publickey-credentials-get=(), browsing-topics=()"
 
 // Handler serves the portal on "/", "/assets/" and "/config.json", and a 404 page elsewhere.

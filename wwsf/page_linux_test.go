@@ -215,8 +215,13 @@ func (w *world) with(change func()) {
 	change()
 }
 
-func startTURN(t *testing.T) string {
+// startTURN serves a relay; other is a password in place of the one that pages are given.
+func startTURN(t *testing.T, other ...string) string {
 	t.Helper()
+	pass := turnPass
+	if len(other) > 0 {
+		pass = other[0]
+	}
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +229,7 @@ func startTURN(t *testing.T) string {
 	s, err := turn.NewServer(turn.ServerConfig{
 		Realm: turnRealm,
 		AuthHandler: func(ra *turn.RequestAttributes) (string, []byte, bool) {
-			return ra.Username, turn.GenerateAuthKey(ra.Username, turnRealm, turnPass), strings.HasSuffix(ra.Username, turnUser)
+			return ra.Username, turn.GenerateAuthKey(ra.Username, turnRealm, pass), strings.HasSuffix(ra.Username, turnUser)
 		},
 		PacketConnConfigs: []turn.PacketConnConfig{{
 			PacketConn:            c,
@@ -429,6 +434,14 @@ func (e *edge) drop() {
 	if e.conn != nil {
 		_ = e.conn.CloseNow() // gone is what is wanted
 	}
+}
+
+// end closes the WebSocket as the edge does when a log-in is over.
+func (e *edge) end(reason string) {
+	e.mu.Lock()
+	c := e.conn
+	e.mu.Unlock()
+	_ = c.Close(websocket.StatusPolicyViolation, reason) // the page may be gone
 }
 
 func (e *edge) send(s string) {
@@ -641,7 +654,7 @@ func (p *tab) eval(js string, v any) error {
 func (p *tab) str(js string) string {
 	p.t.Helper()
 	var s string
-	if err := p.eval("String("+js+")", &s); err != nil {
+	if err := p.eval("(async () => String("+js+"))()", &s); err != nil {
 		p.t.Fatal(err)
 	}
 	return s

@@ -23,7 +23,10 @@ function constraints(device: "microphone" | "camera", exact = false): MediaTrack
 /** open opens the microphone, and the camera too where there is to be a picture. */
 export async function open(picture: boolean): Promise<MediaStream> {
   try {
-    return await ask({ audio: constraints("microphone"), video: picture && constraints("camera") });
+    const s = await ask({ audio: constraints("microphone"), video: picture && constraints("camera") });
+    if (!picture || s.getVideoTracks().length > 0) return s;
+    stop(s); // Chromium gives the sound alone where a policy of the page's forbids the camera
+    throw new DOMException("", "NotAllowedError");
   } catch (e) {
     if (!picture) throw new MediaError("microphone", name(e));
     // Asked together, so that the person is asked once; the microphone alone shows which one it was.

@@ -526,6 +526,7 @@ export class Phone {
       },
       sdp: (e: SDPEvent) => {
         if (String(e.originator) !== "remote") return;
+        if (e.type === "offer" && !call.video) e.sdp = sdp.withoutVideo(e.sdp); // which refuses it: port 0 in the answer
         call.remoteSDP = e.sdp;
         if (call.answered) this.watchPicture(call); // of a re-INVITE
       },
@@ -590,9 +591,7 @@ export class Phone {
     });
     pc.addEventListener("track", (e) => {
       const kind = e.track.kind === "video" ? "video" : "audio";
-      // The offer is set and its answer not made yet: a picture that is not wanted is refused (port 0).
-      if (kind === "video" && !call.video) e.transceiver.stop();
-      else this.tell.remote(kind, new MediaStream([e.track]));
+      this.tell.remote(kind, new MediaStream([e.track]));
     });
     pc.addEventListener("connectionstatechange", () => {
       if (pc.connectionState === "connected") call.connected = true;

@@ -67,7 +67,7 @@ function gathered(pc: RTCPeerConnection): Promise<void> {
   return new Promise((resolve, reject) => {
     const look = () => {
       const d = pc.localDescription;
-      if (d && relayed(d.type, d.sdp)) done(resolve);
+      if (d && relayed(d.type, d.sdp, pc.currentRemoteDescription?.sdp)) done(resolve);
       else if (pc.signalingState === "closed") done(() => reject(new RestartError("the call is over", false)));
     };
     const done = (then: () => void) => {

@@ -36,16 +36,31 @@ function direction(s: string): string | undefined {
 
 /**
  * relayed tells whether a description can leave: each line that has a transport of its own has a relay
- * candidate. An offer has one transport a line (bundlePolicy "balanced"); in an answer the lines of a
- * BUNDLE group share the first one's (RFC 9143 §7.3).
+ * candidate. A first offer has one transport a line (bundlePolicy "balanced"); the lines of a BUNDLE group that
+ * an answer agrees to share the first one's (RFC 9143 §7.3), also in later offers: agreed is that answer.
  */
-export function relayed(type: string, sdp: string): boolean {
-  const group = type === "answer" ? (/^a=group:BUNDLE (.+?)\s*$/m.exec(sdp)?.[1] ?? "").split(" ").slice(1) : [];
-  const live = lines(sdp).filter((l) => l.live && !group.includes(l.mid));
+export function relayed(type: string, sdp: string, agreed = ""): boolean {
+  const shared = group(type === "answer" ? sdp : agreed).slice(1);
+  const live = lines(sdp).filter((l) => l.live && !shared.includes(l.mid));
   return live.length > 0 && live.every((l) => l.relayed);
+}
+
+function group(sdp: string): string[] {
+  return /^a=group:BUNDLE (.+?)\s*$/m.exec(sdp)?.[1]?.split(" ") ?? [];
 }
 
 /** video tells whether sdp has a picture in either direction. */
 export function video(sdp: string): boolean {
   return lines(sdp).some((l) => l.kind === "video" && l.live && l.direction !== "inactive");
+}
+
+/**
+ * withoutVideo is an offer whose picture is given up, so that the answer to it refuses it (RFC 3264 §6). A
+ * browser has no other way to say no: a transceiver that is stopped is answered as inactive (RFC 8829 §5.3.1).
+ */
+export function withoutVideo(sdp: string): string {
+  const mids = lines(sdp).flatMap((l) => (l.kind === "video" ? [l.mid] : []));
+  return sdp
+    .replace(/^m=video \d+/gm, "m=video 0")
+    .replace(/^a=group:BUNDLE [^\r\n]*/gm, (g) => g.split(" ").filter((mid) => !mids.includes(mid)).join(" "));
 }

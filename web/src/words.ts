@@ -145,7 +145,7 @@ export const sessionEnded = "Your session has ended.";
 /** guest says why the portal lets no guest in, by the answer's status and OAuth code. */
 export function guest(status: number, code: string): string {
   if (status === 429) return "Too many guests came from your network at once. Wait a minute, then try again.";
-  if (code === "temporarily_unavailable" || status === 503) return "All places for guests are taken. Try again in a little while, or log in.";
+  if (code === "temporarily_unavailable") return "All places for guests are taken. Try again in a little while, or log in.";
   if (status === 403 || status === 404 || status === 405) return "This portal takes no guests. Log in instead.";
   return "Joining as a guest failed. Try again in a little while, or log in.";
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { lines, relayed, video } from "../src/sdp.ts";
+import { lines, relayed, video, withoutVideo } from "../src/sdp.ts";
 
 const relay = "a=candidate:1 1 udp 1 192.0.2.1 5000 typ relay raddr 0.0.0.0 rport 0\r\n";
 const host = "a=candidate:1 1 udp 1 192.0.2.1 5000 typ host\r\n";
@@ -32,6 +32,8 @@ test("the lines of an answer's group share the first one's transport", () => {
   assert.equal(relayed("answer", head + audio + relay + picture), true);
   assert.equal(relayed("answer", head + audio + picture), false);
   assert.equal(relayed("answer", "v=0\r\n" + audio + relay + picture), false);
+  assert.equal(relayed("offer", head + audio + relay + picture, head), true, "agreed before");
+  assert.equal(relayed("offer", head + audio + relay + picture, "v=0\r\n"), false);
 });
 
 test("video is offered or not", () => {
@@ -39,4 +41,10 @@ test("video is offered or not", () => {
   assert.equal(video(head + audio), false);
   assert.equal(video(head + audio + picture.replace("video 9", "video 0")), false);
   assert.equal(video(head + audio + picture.replace("recvonly", "inactive")), false);
+});
+
+test("withoutVideo gives up the picture and leaves the sound as it was", () => {
+  assert.equal(withoutVideo(head + audio + picture), "v=0\r\na=group:BUNDLE 0\r\n" + audio + picture.replace("video 9", "video 0"));
+  assert.equal(withoutVideo("v=0\r\n" + audio), "v=0\r\n" + audio);
+  assert.equal(video(withoutVideo(head + audio + picture)), false);
 });
