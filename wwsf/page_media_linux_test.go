@@ -52,6 +52,9 @@ func TestPageMedia(t *testing.T) {
 			t.Errorf("the summary reads %q", os)
 		}
 		p.picture("video")
+		p.do(chromedp.Evaluate[chromedp.Void](`document.querySelector("#plots").scrollIntoView({block: "end"})`))
+		p.picture("plots")
+		p.do(chromedp.Evaluate[chromedp.Void](`scrollTo(0, 0)`))
 
 		p.do(chromedp.Evaluate[chromedp.Void](`window.cam = wicgate.pc().getSenders().find(s => s.track?.kind === "video").track`), chromedp.Click("#camera"))
 		p.wait(`cam.readyState === "ended" && document.querySelector("#local-video").hidden`)

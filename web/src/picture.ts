@@ -63,7 +63,7 @@ export function lives(login: Life | undefined, relay: Life | undefined): void {
     e.hidden = life === undefined;
     if (!life) continue;
     const left = life.left();
-    write(e.querySelector("b")!, left > 0 ? span(left / 1000) : "over");
+    write(e.querySelector("b")!, span(left / 1000));
     e.querySelector("rect + rect")!.setAttribute("width", String(Math.round((left / life.whole) * 100)));
     e.dataset.low = left < life.whole / 10 ? "yes" : "no";
   }

@@ -113,6 +113,7 @@ export function notice(text: string, stays = false): void {
   clearTimeout(noticeTimer);
   write($("notice-text"), text);
   $("notice").hidden = text === "";
+  if (text !== "") say(text); // a live region that was hidden is not read out everywhere
   if (text !== "" && !stays) noticeTimer = window.setTimeout(() => notice(""), noticeUnits);
 }
 $("notice-dismiss").onclick = () => notice("");
@@ -203,7 +204,7 @@ function mute(yes: boolean): void {
 // camera: the button is pressed while the camera is on.
 function camera(on: boolean): void {
   at.camera.setAttribute("aria-pressed", String(on));
-  write($("camera-text"), on ? "Camera on" : "Camera off");
+  write($("camera-text"), on ? "Camera" : "Camera off");
   $("camera-icon").setAttribute("href", on ? "#i-camera" : "#i-camera-off");
 }
 
