@@ -280,16 +280,41 @@ func newGateway(t *testing.T, video bool) *gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex     // guards keyFrame
+	keyFrame := func() {} // asks the page for one
 	if video {
-		if _, err := pc.AddTrack(picture); err != nil {
+		sender, err := pc.AddTrack(picture)
+		if err != nil {
 			t.Fatal(err)
 		}
+		go func() { // until pc is closed
+			for {
+				packets, _, err := sender.ReadRTCP()
+				if err != nil {
+					return
+				}
+				for _, p := range packets {
+					if _, ok := p.(*rtcp.PictureLossIndication); ok {
+						mu.Lock()
+						ask := keyFrame
+						mu.Unlock()
+						ask()
+					}
+				}
+			}
+		}()
 	}
 	pc.OnTrack(func(in *webrtc.TrackRemote, _ *webrtc.RTPReceiver) {
 		back := echo
 		if in.Kind() == webrtc.RTPCodecTypeVideo {
 			back = picture
-			_ = pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: uint32(in.SSRC())}}) // so that it begins with a key frame
+			ask := func() {
+				_ = pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: uint32(in.SSRC())}}) // the call may be over
+			}
+			mu.Lock()
+			keyFrame = ask
+			mu.Unlock()
+			ask()
 		}
 		for {
 			p, _, err := in.ReadRTP()
@@ -392,6 +417,7 @@ type edge struct {
 	conn     *websocket.Conn
 	contact  string
 	register string       // status line for REGISTER; "" is 200 OK
+	cuts     int          // REGISTERs at which the WebSocket is cut instead
 	seen     []sipMessage // from the page
 	pending  sipMessage   // the INVITE that rings
 	gw       *gateway     // of the call under way
@@ -463,6 +489,12 @@ func (e *edge) handle(m sipMessage) {
 	switch m.method() {
 	case "REGISTER":
 		e.mu.Lock()
+		if e.cuts > 0 {
+			e.cuts--
+			e.mu.Unlock()
+			e.drop()
+			return
+		}
 		status := e.register
 		uri, _, _ := strings.Cut(strings.TrimPrefix(m.get("Contact"), "<"), ">")
 		e.contact = uri

@@ -185,7 +185,7 @@ func TestPageMedia(t *testing.T) {
 		p.dial("guestless")
 		p.error("Guests may not call guestless.")
 		p.picture("guest-refused")
-		p.do(chromedp.Evaluate[chromedp.Void](`wicgate.renew()`))
+		p.wait(`wicgate.renew().then(() => true)`)
 		revoked := func(want string) {
 			t.Helper()
 			var got []string
@@ -323,10 +323,47 @@ func TestPageMedia(t *testing.T) {
 		p.clean()
 	})
 
+	t.Run("a WebSocket cut in the middle of a registration", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.edge.cuts = 2
+		p := newTab(t, browser, `window.states = []; addEventListener("DOMContentLoaded", () => new MutationObserver(() => states.push(document.querySelector("#registration").innerText)).observe(document.body, {attributes: true, attributeFilter: ["data-registration"]}));`)
+		p.logIn(w)
+		if got := p.str(`states.join("|")`); !strings.Contains(got, "Connection lost, reconnecting") || !strings.HasSuffix(got, "Registered as Alice") {
+			t.Errorf("the page told %s", got)
+		}
+		p.clean()
+	})
+
+	t.Run("a token that ran out in sleep", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		p := newTab(t, browser, "")
+		p.logIn(w)
+		w.edge.mu.Lock()
+		w.edge.register = "401 Unauthorized"
+		w.edge.mu.Unlock()
+		// The wall clock goes on while timers and the steady clock sleep.
+		p.do(chromedp.Evaluate[chromedp.Void](`{ const real = Date.now; Date.now = () => real() + 7_200_000; }`))
+		w.edge.drop()
+		p.wait(`document.querySelector("#registration").innerText === "Renewing your log-in" || document.body.dataset.registration === "refused"`)
+		w.edge.mu.Lock()
+		w.edge.register = ""
+		w.edge.mu.Unlock()
+		w.edge.drop()
+		p.wait(`document.body.dataset.registration === "registered"`)
+		if got := w.edge.last("REGISTER").get("Authorization"); !strings.HasSuffix(got, testToken+"-1") {
+			t.Errorf("the last REGISTER bears %q", got)
+		}
+		p.clean()
+	})
+
 	t.Run("a gateway that is not to be reached", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		w.with(func() { w.portal = map[string]any{"sip_url": strings.Replace(w.origin, "https", "wss", 1) + "/nowhere"} })
+		w.with(func() {
+			w.portal = map[string]any{"sip_url": strings.Replace(w.origin, "https", "wss", 1) + "/nowhere"}
+		})
 		p := newTab(t, browser, "")
 		p.do(chromedp.Navigate(w.origin), chromedp.WaitVisible("#login"), chromedp.Click("#login"))
 		p.error("does not trust its certificate")

@@ -149,6 +149,7 @@ function enter(c: Config, who: Login): void {
       view.error(text, link === undefined ? undefined : { label: "Open its address", href: link });
     },
     notice: (text) => view.notice(text),
+    stale: () => void renewal?.renew().catch(() => {}),
     loggedOut(text, atOnce) {
       if (phone?.busy && !atOnce) lapsed = text; // the call may go on
       else out(text);

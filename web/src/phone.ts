@@ -38,6 +38,8 @@ export interface Listener {
   trouble(text: string, link?: string): void;
   /** Something to know. */
   notice(text: string): void;
+  /** The edge no longer takes the token, as it ran out: a new one is wanted, by renewed. */
+  stale(): void;
   /** The log-in no longer serves: the person has to log in again. With atOnce no call goes on either. */
   loggedOut(text: string, atOnce: boolean): void;
 }
@@ -162,6 +164,11 @@ export class Phone {
       if (!ua.isConnected()) return; // "disconnected" has told it
       const why = words.registration(e.response?.status_code, e.cause);
       this.tell.registration("refused", why.text);
+      if (why.again === "login" && this.login.life.left() === 0) {
+        this.tell.registration("connecting", "Renewing your log-in"); // the computer slept over it
+        this.tell.stale();
+        return;
+      }
       if (why.again === "login") {
         const cause = clock.words();
         this.tell.loggedOut(cause ? `${why.text}. ${cause}` : `${why.text}.`, false);
@@ -190,7 +197,7 @@ export class Phone {
   async renewed(login: Login): Promise<void> {
     this.login = login;
     this.ua?.set("authorization_jwt", `Bearer ${login.token}`);
-    if (this.ua?.isRegistered() && !(await this.register())) throw new Error("the new token was not registered");
+    if (this.ua?.isConnected() && !(await this.register())) throw new Error("the new token was not registered");
   }
 
   /** renewRelay moves the call to new relay candidates under a fresh credential; without a call it does nothing. */

@@ -7,6 +7,7 @@ import * as words from "./words.ts";
 
 const retryLeast = 1_000; // ms to the next attempt where the WAF was not reached, doubled up to
 const retryMost = 30_000;
+const retries = 10; // after the token's end: a computer that slept has no network at once
 const longest = 2 ** 31 - 1; // ms that setTimeout takes
 
 /** What a renewal tells. */
@@ -72,7 +73,7 @@ export class Renewal {
     } catch (e) {
       if (this.stopped) throw e;
       const passing = !(e instanceof LoginError) || /^(unreachable|server_error|temporarily_unavailable)$/.test(e.code);
-      if (passing && this.login.life.left() > 0) this.wait(Math.min(retryLeast * 2 ** this.failures++, retryMost));
+      if (passing && (this.login.life.left() > 0 || this.failures < retries)) this.wait(Math.min(retryLeast * 2 ** this.failures++, retryMost));
       else {
         this.stop();
         this.tell.ended(passing ? words.runOut : e.code === "invalid_grant" ? words.sessionEnded : e.message);
