@@ -58,6 +58,12 @@ type Config struct {
 	Origins []string
 	Core    CoreConfig
 	Gateway Gateway
+	// Revoked says whether the session of a pseudonym has been revoked, so that its tokens are
+	// refused; nil: none has. Who hears of a revocation calls [Edge.Revoke] besides.
+	Revoked func(pseudonym string) bool
+	// Extend is told how long the session of a pseudonym is registered, at each REGISTER that the core
+	// has granted; nil: nobody is told. It must not wait.
+	Extend func(pseudonym string, until time.Time) error
 	// FlowKey protects flow tokens; zero: random, so that none outlives the process.
 	FlowKey secret.Bytes
 

@@ -242,6 +242,7 @@ type ua struct {
 	cseq   int
 	done   chan struct{}
 	mu     sync.Mutex
+	ended  error // of the last connection that has
 	got    strings.Builder
 	dialog *dialog
 	last   map[string]*siptx.Message // last request received, by method
@@ -281,6 +282,9 @@ func (u *ua) connect() {
 		for {
 			_, b, err := ws.Read(context.Background())
 			if err != nil {
+				u.mu.Lock()
+				u.ended = err
+				u.mu.Unlock()
 				return
 			}
 			u.mu.Lock()

@@ -290,6 +290,11 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 		e.deregister(b)
 		return
 	}
+	if e.revoked(b.alias) { // in that time
+		e.deregister(b)
+		e.challenge(tx, f, credential{found: true, err: errRevoked})
+		return
+	}
 	e.replaceElsewhere(b)
 	life := min(time.Duration(granted)*time.Second, time.Until(time.Unix(c.Expiry, 0)))
 	b.until = time.Now().Add(life)
@@ -304,6 +309,11 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 	f.bindings[b.impu] = b
 	e.bindings[b] = struct{}{}
 	e.stats.Registers++
+	if e.cfg.Extend != nil {
+		if err := e.cfg.Extend(b.alias, b.until); err != nil {
+			e.log.Warn("the session's extension is not told; its relayed calls may end before it", "pseudonym", b.alias, "error", err)
+		}
+	}
 	e.log.Info("registered", "pseudonym", b.alias, "source", f.source, "seconds", granted)
 
 	contact := b.contact

@@ -10,6 +10,7 @@ type Stats struct {
 	FlowsTotal      uint64
 	Registers       uint64 // REGISTER answered 200, re-registrations too
 	Deregistered    uint64 // by the edge, for a browser that is gone
+	Revoked         uint64 // registrations whose session was revoked
 	CallsTotal      uint64
 	CallsAnswered   uint64
 	CallsFailed     uint64 // ended by the edge: media lost, WebSocket gone, shutdown
