@@ -267,7 +267,7 @@ func (h *house) ua(name string) *ua {
 
 func (u *ua) connect() {
 	u.h.t.Helper()
-	ws, _, err := websocket.Dial(context.Background(), "ws"+strings.TrimPrefix(u.h.web.URL, "http"), &websocket.DialOptions{Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}}) //nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
+	ws, _, err := websocket.Dial(context.Background(), "ws"+strings.TrimPrefix(u.h.web.URL, "http"), &websocket.DialOptions{HTTPClient: u.h.web.Client(), Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}}) //nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
 	if err != nil {
 		u.h.t.Fatalf("%s connects: %v", u.name, err)
 	}
