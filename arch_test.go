@@ -46,7 +46,7 @@ var rooms = map[string][]string{
 	"imsagw":              {"internal/iq", "internal/peerpolicy", "internal/store", "internal/wire/stun", "internal/secret", "internal/listen"},
 	"internal/siptx":      {},
 	"democore":            {"internal/listen", "internal/siptx"},
-	"internal/config":     {"internal/peerpolicy"},
+	"internal/config":     {"internal/peerpolicy", "internal/policy"},
 	"cmd/wicgate":         {"*"},
 	"test":                {"*"},
 	"bench":               {"*"},
