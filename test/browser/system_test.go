@@ -1,0 +1,128 @@
+package browser
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"wicgate/test/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+const portal = "https://" + lab.Edge + "/"
+
+// keys of wicgate.yaml by section.
+type keys map[string]map[string]any
+
+// configuration of the lab: the default, with the addresses of its picture and with changes.
+func configuration(t testing.TB, changes keys) string {
+	t.Helper()
+	all := keys{
+		"log":   {"level": "debug"},
+		"https": {"listen": lab.Edge + ":443", "url": "https://" + lab.Edge},
+		"turn": {
+			"listen": []string{lab.Edge + ":3478"}, "listen_tcp": []string{lab.Edge + ":3478", lab.TURN + ":443"},
+			"urls": []string{
+				"turn:" + lab.Edge + ":3478?transport=udp", "turn:" + lab.Edge + ":3478?transport=tcp", "turns:" + lab.TURNName + ":443?transport=tcp",
+			},
+			"relay": map[string]any{"bind": lab.Relay},
+		},
+		"imsagw": {"access": map[string]any{"bind": lab.Gateway}},
+	}
+	text, err := json.Marshal(merge(all, changes)) // which is YAML
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(t.TempDir(), "wicgate.yaml")
+	if err := os.WriteFile(name, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// plan is how a system differs from one process and two Chromiums.
+type plan struct {
+	keys       keys
+	apart      bool // TURN is a process of its own, that can be stopped alone
+	alice, bob func(testing.TB, *lab.Host, string) Browser
+}
+
+// system is wicgate on the host edge, and two pages on the host wic.
+type system struct {
+	t          *testing.T
+	wic, edge  *lab.Host
+	config     string
+	ca         string // file
+	core, turn *lab.Process
+	turnData   string
+	alice, bob *Page
+}
+
+func newSystem(t *testing.T, p plan) *system {
+	t.Helper()
+	wic, edge := lab.Pair(t)
+	data := lab.DataFolder(t)
+	s := &system{t: t, wic: wic, edge: edge, ca: filepath.Join(data, "ca", "ca.pem")}
+	if p.apart {
+		s.config = configuration(t, merge(p.keys, keys{"turn": {"keys": filepath.Join(data, "turn-keys.json")}}))
+		s.turnData = lab.DataFolder(t)
+		s.core = lab.Start(t, edge, data, "--config", s.config, "waf", "wwsf", "epcscf", "imsagw", "democore")
+		s.startTURN()
+	} else {
+		s.config = configuration(t, p.keys)
+		s.core = lab.Start(t, edge, data, "--config", s.config)
+		s.turn = s.core
+	}
+	// A browser each: a page that is not in front gets no clicks.
+	for _, b := range []struct {
+		page  **Page
+		name  string
+		start func(testing.TB, *lab.Host, string) Browser
+	}{{&s.alice, "alice", p.alice}, {&s.bob, "bob", p.bob}} {
+		if b.start == nil {
+			b.start = NewChromium
+		}
+		*b.page = b.start(t, wic, s.ca).Page(b.name)
+	}
+	return s
+}
+
+func merge(a, b keys) keys {
+	all := keys{}
+	for _, k := range []keys{a, b} {
+		for section, v := range k {
+			if all[section] == nil {
+				all[section] = map[string]any{}
+			}
+			maps.Copy(all[section], v)
+		}
+	}
+	return all
+}
+
+func (s *system) startTURN() {
+	s.t.Helper()
+	s.turn = lab.Start(s.t, s.edge, s.turnData, "--config", s.config, "turn")
+}
+
+// logIn takes a page from the portal to the registered state.
+func logIn(p *Page, user, password string) {
+	p.t.Helper()
+	p.Open(portal)
+	p.Click("#login")
+	p.Fill("input[name=username]", user)
+	p.Fill("input[name=password]", password)
+	p.Click("button[type=submit]")
+	p.Wait(15*time.Second, `document.body.dataset.registration === "registered"`)
+}
+
+// logIn takes both pages there.
+func (s *system) logIn() {
+	s.t.Helper()
+	logIn(s.alice, "alice", s.core.Password("alice"))
+	logIn(s.bob, "bob", s.core.Password("bob"))
+}
