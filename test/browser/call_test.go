@@ -141,7 +141,7 @@ func (s *system) quiet(limit time.Duration) {
 }
 
 func TestTwoPagesTalk(t *testing.T) {
-	s := newSystem(t, plan{apart: true})
+	s := newSystem(t, plan{turn: keys{}})
 
 	t.Run("the gateway is out of the browser's reach", func(t *testing.T) {
 		out, err := s.wic.Command("ip", "route", "get", lab.Gateway).CombinedOutput()

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/browser"
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 
 	"wicgate/test/lab"
@@ -30,7 +33,7 @@ func NewChromium(t testing.TB, h *lab.Host, caFile string) Browser {
 	opts := []chromedp.ExecAllocatorOption{
 		chromedp.ExecPath(chromium), chromedp.UserDataDir(filepath.Join(home, "profile")), chromedp.Env("TMPDIR="+home, "HOME="+home),
 		chromedp.Flag("headless", "new"), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-gpu", true), chromedp.Flag("disable-quic", true),
-		chromedp.Flag("use-fake-device-for-media-stream", true), chromedp.Flag("use-fake-ui-for-media-stream", true),
+		chromedp.Flag("use-fake-device-for-media-stream", true),
 		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true),
 		chromedp.Flag("no-first-run", true), chromedp.Flag("autoplay-policy", "no-user-gesture-required"),
 		chromedp.Flag("disable-features", "WebRtcHideLocalIpsWithMdns"),
@@ -67,7 +70,10 @@ func (c *Chromium) Page(name string) *Page {
 	if err := chromedp.Do(ctx, chromedp.EmulateViewport(1100, 660), chromedp.Navigate("about:blank")); err != nil {
 		c.t.Fatalf("open a tab: %v", err)
 	}
-	return &Page{c.t, chromiumTab{ctx}, name}
+	p := &Page{c.t, chromiumTab{ctx}, name}
+	p.permit("microphone", browser.PermissionSettingGranted)
+	p.permit("camera", browser.PermissionSettingGranted)
+	return p
 }
 
 // chromiumTab is a tab over CDP. The context of a call bounds it; the tab's own carries it.
@@ -109,4 +115,29 @@ func (p *Page) Do(actions ...chromedp.Action[chromedp.Void]) {
 		p.Show("failed")
 		p.t.Fatalf("%s: %v (page: %s)", p.Name, err, p.text())
 	}
+}
+
+// Deny refuses pages of this one's user the "microphone" or the "camera", as a person does.
+func (p *Page) Deny(device string) {
+	p.t.Helper()
+	p.permit(device, browser.PermissionSettingDenied)
+}
+
+func (p *Page) permit(device string, setting browser.PermissionSetting) {
+	p.t.Helper()
+	p.Do(chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
+		_, err := chromedp.CallBrowser(ctx, browser.SetPermission, browser.SetPermissionParams{
+			Permission: &browser.PermissionDescriptor{Name: device}, Setting: setting, BrowserContextID: chromedp.FromContext(ctx).BrowserContextID,
+		})
+		return err
+	}))
+}
+
+// Before runs JavaScript in each document to come, before the document's own.
+func (p *Page) Before(js string) {
+	p.t.Helper()
+	p.Do(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		_, err := cdp.Call(ctx, t, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: js})
+		return err
+	}))
 }

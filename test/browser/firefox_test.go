@@ -11,18 +11,19 @@ func TestFirefoxAndChromium(t *testing.T) {
 	s := newSystem(t, plan{bob: NewFirefox})
 	s.logIn()
 	for _, c := range []struct {
-		name      string
-		from, to  *Page
-		drop, way string
+		name     string
+		from, to *Page
+		drop     []string
+		way      string
 	}{
-		{"Firefox takes a call", s.alice, s.bob, "", "udp"},
-		{"Firefox makes a call", s.bob, s.alice, "", "udp"},
+		{"Firefox takes a call", s.alice, s.bob, nil, "udp"},
+		{"Firefox makes a call", s.bob, s.alice, nil, "udp"},
 		{"Firefox makes a call where no UDP passes", s.bob, s.alice, noUDP, "tcp"},
 		{"Firefox makes a call where only port 443 passes", s.bob, s.alice, only443, "tls"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s.edge.Firewall(c.drop, "")
-			defer s.edge.Firewall("", "")
+			s.edge.Drop(c.drop...)
+			defer s.edge.Drop()
 			connect(c.from, c.to)
 			t.Logf("click to first audio: %v", firstAudio(c.from).Round(time.Millisecond))
 			s.heard(3*time.Second, c.way)
@@ -30,7 +31,7 @@ func TestFirefoxAndChromium(t *testing.T) {
 			s.bob.Show("firefox")
 			c.to.Click("#hangup")
 			ended(c.from, 5*time.Second)
-			s.edge.Firewall("", "")
+			s.edge.Drop()
 			s.quiet(10 * time.Second)
 		})
 		if t.Failed() {

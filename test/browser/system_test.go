@@ -47,7 +47,7 @@ func configuration(t testing.TB, changes keys) string {
 // plan is how a system differs from one process and two Chromiums.
 type plan struct {
 	keys       keys
-	apart      bool // TURN is a process of its own, that can be stopped alone
+	turn       keys // where not nil, TURN is a process of its own, that can be stopped alone, with these changes
 	alice, bob func(testing.TB, *lab.Host, string) Browser
 }
 
@@ -55,10 +55,10 @@ type plan struct {
 type system struct {
 	t          *testing.T
 	wic, edge  *lab.Host
-	config     string
-	ca         string // file
-	core, turn *lab.Process
+	ca         string       // file
+	core, turn *lab.Process // the same where TURN is no process of its own
 	turnData   string
+	turnConfig string
 	alice, bob *Page
 }
 
@@ -67,14 +67,14 @@ func newSystem(t *testing.T, p plan) *system {
 	wic, edge := lab.Pair(t)
 	data := lab.DataFolder(t)
 	s := &system{t: t, wic: wic, edge: edge, ca: filepath.Join(data, "ca", "ca.pem")}
-	if p.apart {
-		s.config = configuration(t, merge(p.keys, keys{"turn": {"keys": filepath.Join(data, "turn-keys.json")}}))
+	config := configuration(t, p.keys)
+	if p.turn != nil {
+		s.turnConfig = configuration(t, merge(merge(p.keys, keys{"turn": {"keys": filepath.Join(data, "turn-keys.json")}}), p.turn))
 		s.turnData = lab.DataFolder(t)
-		s.core = lab.Start(t, edge, data, "--config", s.config, "waf", "wwsf", "epcscf", "imsagw", "democore")
+		s.core = lab.Start(t, edge, data, "--config", config, "waf", "wwsf", "epcscf", "imsagw", "democore")
 		s.startTURN()
 	} else {
-		s.config = configuration(t, p.keys)
-		s.core = lab.Start(t, edge, data, "--config", s.config)
+		s.core = lab.Start(t, edge, data, "--config", config)
 		s.turn = s.core
 	}
 	// A browser each: a page that is not in front gets no clicks.
@@ -106,7 +106,7 @@ func merge(a, b keys) keys {
 
 func (s *system) startTURN() {
 	s.t.Helper()
-	s.turn = lab.Start(s.t, s.edge, s.turnData, "--config", s.config, "turn")
+	s.turn = lab.Start(s.t, s.edge, s.turnData, "--config", s.turnConfig, "turn")
 }
 
 // logIn takes a page from the portal to the registered state.

@@ -46,22 +46,25 @@ func (h *Host) In(f func() error) error {
 	return <-done
 }
 
-// Firewall drops, without an answer, packets from the other host that match the nft expression in,
-// and packets to it that match out. "" drops none. It replaces what was there.
-func (h *Host) Firewall(in, out string) {
+// Drop drops, without an answer, what reaches the host and matches any of the nft expressions. It
+// replaces what was there before.
+func (h *Host) Drop(matches ...string) {
 	h.t.Helper()
-	rules := "table inet lab {}\ndelete table inet lab\ntable inet lab {\n"
-	for _, c := range []struct{ chain, hook, where, match string }{
-		{"from", "prerouting priority raw", "iifname e0", in},
-		{"to", "postrouting priority filter", "oifname e0", out},
-	} {
-		if c.match != "" {
-			rules += fmt.Sprintf("chain %s { type filter hook %s; %s %s counter drop; }\n", c.chain, c.hook, c.where, c.match)
-		}
+	rules := "table inet lab {}\ndelete table inet lab\ntable inet lab {\nchain arrive {\ntype filter hook prerouting priority raw;\n"
+	for _, m := range matches {
+		rules += m + " drop\n"
 	}
 	cmd := h.Command("nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(rules + "}\n")
+	cmd.Stdin = strings.NewReader(rules + "}\n}\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		h.t.Fatalf("nft: %v: %s in\n%s", err, bytes.TrimSpace(out), rules)
+	}
+}
+
+// Reset ends the host's TCP connections that match an expression of ss, at both their ends.
+func (h *Host) Reset(match string) {
+	h.t.Helper()
+	if out, err := h.Command("ss", append([]string{"-Ktn"}, strings.Fields(match)...)...).CombinedOutput(); err != nil {
+		h.t.Fatalf("ss: %v: %s", err, bytes.TrimSpace(out))
 	}
 }
