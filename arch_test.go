@@ -70,9 +70,10 @@ var guests = map[string][]string{
 	"github.com/pion/transport/v5":  {"imsagw"},
 	"golang.org/x/crypto/argon2":    {"waf"},
 	"golang.org/x/time/rate":        {"waf", "epcscf"},
-	"golang.org/x/sys/unix":         {"cmd/wicgate"},
+	"golang.org/x/sys/unix":         {"cmd/wicgate", "test"},
 	"golang.org/x/sync/errgroup":    {"waf"},
 	"github.com/chromedp/":          {"test"},
+	"github.com/coder/websocket":    {"test"},
 	"github.com/evanw/esbuild":      {"tools"},
 }
 
