@@ -1,7 +1,6 @@
 package imsagw
 
 import (
-	"crypto/subtle"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -103,8 +102,6 @@ func (s *session) checkLocked(req iq.Set) error {
 		switch {
 		case err != nil:
 			return fmt.Errorf("stream %d: %w", i, err)
-		case r.Access.Ufrag != st.remote.ufrag || subtle.ConstantTimeCompare([]byte(r.Access.Pwd), st.remote.pwd.Expose()) != 1:
-			return fmt.Errorf("stream %d: %w: new ICE credentials, but this gateway cannot restart ICE yet", i, iq.ErrInvalid)
 		case !slices.Equal(digest, st.remote.digest):
 			return fmt.Errorf("stream %d: %w: another fingerprint, but this gateway cannot start DTLS anew yet", i, iq.ErrInvalid)
 		}
@@ -154,9 +151,12 @@ func (s *session) keyed(st *stream) {
 }
 
 // fail is told by a stream what ended it. Its session is over, unless the edge thinks otherwise.
-func (s *session) fail(kind iq.EventKind, detail string) {
+func (s *session) fail(st *stream, kind iq.EventKind, detail string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if st.stopped {
+		return
+	}
 	if s.failed.IsZero() {
 		s.failed = time.Now()
 	}
