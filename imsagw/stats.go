@@ -90,13 +90,22 @@ func (t *totals) add(s *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, st := range s.streams {
-		plus(&t.accessRx, st.count.accessRx.read())
-		plus(&t.accessTx, st.count.accessTx.read())
-		plus(&t.coreRx, st.count.coreRx.read())
-		plus(&t.coreTx, st.count.coreTx.read())
-		for i := range t.drops {
-			t.drops[i] += st.count.drops[i].Load()
-		}
+		t.addStream(st)
+	}
+}
+
+// addStream adds those of a stream, and of those before it in its place.
+func (t *totals) addStream(st *stream) {
+	plus(&t.accessRx, st.before.accessRx)
+	plus(&t.accessTx, st.before.accessTx)
+	plus(&t.coreRx, st.before.coreRx)
+	plus(&t.coreTx, st.before.coreTx)
+	plus(&t.accessRx, st.count.accessRx.read())
+	plus(&t.accessTx, st.count.accessTx.read())
+	plus(&t.coreRx, st.count.coreRx.read())
+	plus(&t.coreTx, st.count.coreTx.read())
+	for i := range t.drops {
+		t.drops[i] += st.before.drops[i] + st.count.drops[i].Load()
 	}
 }
 

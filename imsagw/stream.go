@@ -41,6 +41,8 @@ type stream struct {
 	s     *session
 	g     *Gateway
 	media string
+	// before is what the streams have carried that had this place and stopped.
+	before totals
 
 	accessConn, rtpConn, rtcpConn *net.UDPConn
 
@@ -315,12 +317,11 @@ func (st *stream) close() {
 }
 
 func (st *stream) report() iq.StreamReport {
-	r := iq.StreamReport{
-		Media:    st.media,
-		AccessRx: st.count.accessRx.read(), AccessTx: st.count.accessTx.read(),
-		CoreRx: st.count.coreRx.read(), CoreTx: st.count.coreTx.read(),
-		Discarded: st.count.drops[dropAuth].Load() + st.count.drops[dropForeign].Load(),
-	}
+	r := iq.StreamReport{Media: st.media}
+	var t totals
+	t.addStream(st)
+	r.AccessRx, r.AccessTx, r.CoreRx, r.CoreTx = t.accessRx, t.accessTx, t.coreRx, t.coreTx
+	r.Discarded = t.drops[dropAuth] + t.drops[dropForeign]
 	if p := st.profile.Load(); p != nil {
 		r.Profile = *p
 	}
