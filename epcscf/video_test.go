@@ -8,7 +8,7 @@ import (
 )
 
 func videoOffer(t testing.TB, user string) string {
-	return sdpFile(t, "offer.sdp", user) + sdpFile(t, "video.sdp", user)
+	return sdpFile(t, "offer-video.sdp", user)
 }
 
 // TestVideoOfferIsExactly writes out the line of video that the core is offered for Chromium's, whole.
