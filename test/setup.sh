@@ -14,8 +14,10 @@ want() { # command, package
 }
 command -v go >/dev/null || { echo "setup: Go is missing; install the version that go.mod names, see https://go.dev/doc/install" >&2; exit 1; }
 want chromium chromium
+want firefox-esr firefox-esr
 want certutil libnss3-tools
 want ip iproute2
+want nft nftables
 want unshare util-linux
 want node nodejs
 want npm npm

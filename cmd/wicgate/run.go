@@ -19,14 +19,16 @@ import (
 	"wicgate/democore"
 	"wicgate/epcscf"
 	"wicgate/imsagw"
-	"wicgate/internal/admin"
+	"wicgate/internal/check"
 	"wicgate/internal/config"
 	"wicgate/internal/iq"
 	"wicgate/internal/keyring"
 	"wicgate/internal/life"
 	"wicgate/internal/listen"
 	"wicgate/internal/peerpolicy"
+	"wicgate/internal/policy"
 	"wicgate/internal/secret"
+	"wicgate/internal/session"
 	"wicgate/internal/store"
 	"wicgate/turn"
 	"wicgate/waf"
@@ -35,10 +37,25 @@ import (
 
 const sipPath = "/sip"
 
+var allRoles = []string{"turn", "waf", "wwsf", "epcscf", "imsagw", "democore"}
+
 type runCmd struct {
 	Roles  []string `arg:"" optional:"" enum:"turn,waf,wwsf,epcscf,imsagw,democore" help:"turn, waf, wwsf, epcscf, imsagw, democore. Default: all." placeholder:"ROLE"`
 	Config string   `help:"Configuration file; wicgate.yaml in the source explains every key. Default: none, all roles on loopback." type:"existingfile" placeholder:"FILE"`
 	Data   string   `help:"Folder for keys, the development CA and state. Made if it is not there." default:"wicgate-data" type:"path" placeholder:"DIR"`
+}
+
+// Help implements [kong.HelpProvider].
+func (runCmd) Help() string {
+	return `Roles that are named run in this process, on one machine or apart on many. "wicgate check" says beforehand whether they would.
+
+Examples:
+
+	wicgate run                            all six on loopback, for a first call
+	wicgate run --config wicgate.yaml      all six, as the file says
+	wicgate run turn --config turn.yaml    a TURN server alone
+	wicgate run waf wwsf epcscf imsagw     with an operator's core
+`
 }
 
 // Run implements the command run.
@@ -49,16 +66,18 @@ func (c *runCmd) Run(out io.Writer) error {
 	}
 	ctx, stop := untilSignal()
 	defer stop()
+	h := &house{file: file, data: c.Data, roles: c.Roles, log: newLog(file.Log), stats: map[string]func() any{}}
+	if len(h.roles) == 0 {
+		h.roles = allRoles
+	}
+	if err := refuse(check.Cheap(check.Input{File: file, Data: c.Data, Roles: h.roles}), h.log); err != nil {
+		return err
+	}
 	lock, err := lockData(c.Data)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-
-	h := &house{file: file, data: c.Data, roles: c.Roles, log: newLog(file.Log), stats: map[string]func() any{}}
-	if len(h.roles) == 0 {
-		h.roles = []string{"turn", "waf", "wwsf", "epcscf", "imsagw", "democore"}
-	}
 	defer h.close()
 	if err := h.build(); err != nil {
 		return err
@@ -90,12 +109,16 @@ type house struct {
 	stats   map[string]func() any // by role
 	closers []func()
 
-	bus    *store.NATS
-	rings  *keyring.Ring
-	ca     *listen.CA // nil where a certificate is configured
-	cert   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	client *http.Client
-	users  []waf.User // demo users, where there are any
+	bus         *store.NATS
+	rings       *keyring.Ring
+	ca          *listen.CA // nil where a certificate is configured
+	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	client      *http.Client
+	users       []waf.User // demo users, where there are any
+	news        news
+	turnSecrets []secret.Bytes // see secrets
+	operator
+	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
 
 func (h *house) has(role string) bool { return slices.Contains(h.roles, role) }
@@ -109,25 +132,17 @@ func (h *house) close() {
 // build makes the parts, each after those it needs. Sockets open here, so a taken port is told
 // before anything is served.
 func (h *house) build() error {
-	a, err := admin.New(h.data, func() map[string]any {
-		all := map[string]any{}
-		for role, stats := range h.stats {
-			all[role] = stats()
-		}
-		return all
-	})
-	if err != nil {
+	if err := h.openDoor(); err != nil {
 		return err
 	}
-	h.parts = append(h.parts, life.Part{Name: "admin", Serve: a.Serve})
-
 	mux := http.NewServeMux()
 	front := false
 	for _, step := range []struct {
 		when  bool
 		build func(*http.ServeMux) error
 	}{
-		{h.has("waf") || h.has("epcscf") || h.has("imsagw"), h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "", h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("turn"), h.openNews},
 		{h.has("waf") || h.has("turn"), h.openKeys},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
@@ -144,10 +159,17 @@ func (h *house) build() error {
 			}
 		}
 	}
-	if front {
-		return h.front(mux)
+	if h.news.follower != nil {
+		if err := h.followNews(); err != nil {
+			return err
+		}
 	}
-	return nil
+	if front {
+		if err := h.front(mux); err != nil {
+			return err
+		}
+	}
+	return h.observe()
 }
 
 func (h *house) openBus(*http.ServeMux) (err error) {
@@ -213,6 +235,10 @@ func (h *house) openTrust(*http.ServeMux) (err error) {
 }
 
 func (h *house) front(mux *http.ServeMux) error {
+	if h.shared != nil {
+		h.parts = append(h.parts, life.Part{Name: "https", Serve: listen.NewSharedFront(h.shared, mux, h.log).Serve})
+		return nil
+	}
 	f, err := listen.NewFront("https.listen", h.file.HTTPS.Listen.AddrPort, h.cert, mux, h.log)
 	if err != nil {
 		return err
@@ -247,16 +273,33 @@ func (h *house) turn(*http.ServeMux) error {
 	if c.Profile == "general" {
 		peers = peerpolicy.General(open...)
 	}
+	secrets, err := h.secrets()
+	if err != nil {
+		return err
+	}
+	var give func() []secret.Bytes
+	if secrets != nil {
+		give = func() []secret.Bytes { return secrets }
+	}
+	tcp := addrPorts(c.ListenTCP)
+	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
+		h.shared = listen.NewHandover(web)
+	}
 	s, err := turn.New(turn.Config{
-		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: addrPorts(c.ListenTCP), Certificate: h.cert,
+		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
 		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
 		Peers: peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
+		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 	})
 	if err != nil {
 		return err
 	}
+	h.operator.turn = s
+	h.news.hear = append(h.news.hear, session.Handler{
+		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
+	})
 	h.add("turn", s.Serve, func() any { return s.Stats() })
 	return nil
 }
@@ -319,18 +362,26 @@ func (h *house) waf(mux *http.ServeMux) error {
 	}
 	f := h.file
 	origin := string(f.HTTPS.URL)
+	clients := []waf.Client{{ID: "wic", Name: "wicgate portal", RedirectURIs: []string{origin + "/"}, Origins: []string{origin}}}
+	if secret, err := h.portalSecret(); err != nil {
+		return err
+	} else if !secret.IsZero() {
+		clients = append(clients, waf.Client{ID: "portal", Name: "wicgate portal, for guests", Secret: secret, Page: "wic"})
+	}
 	w, err := waf.New(waf.Config{
-		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus,
+		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus, News: h.news.issuer, EdgeCredentialLife: time.Duration(f.EPCSCF.TURNCredentialLife),
 		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
-		Clients:        []waf.Client{{ID: "wic", Name: "wicgate portal", RedirectURIs: []string{origin + "/"}, Origins: []string{origin}}},
-		Users:          h.users, SIPTokenLife: time.Duration(f.WAF.SIPTokenLife), TURNTokenLife: time.Duration(f.WAF.TURNTokenLife),
+		Clients:        clients,
+		Guests:         f.WAF.Guests, GuestLife: time.Duration(f.WAF.GuestLife),
+		Users: h.users, SIPTokenLife: time.Duration(f.WAF.SIPTokenLife), TURNTokenLife: time.Duration(f.WAF.TURNTokenLife),
 	})
 	if err != nil {
 		return err
 	}
 	mux.Handle("/oauth/", w.Handler())
 	mux.Handle("/.well-known/oauth-authorization-server", w.Handler())
+	h.operator.waf = w
 	h.add("waf", w.Serve, func() any { return w.Stats() })
 	return nil
 }
@@ -346,16 +397,27 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 	for _, p := range c.CorePeers {
 		peers = append(peers, p.Prefix)
 	}
+	secrets, err := h.secrets()
+	if err != nil {
+		return err
+	}
+	destinations, err := policy.ParseDestinations(f.Domain, c.Guests.Destinations)
+	if err != nil {
+		return fmt.Errorf("epcscf.guests.destinations: %w", err)
+	}
 	origin := string(f.HTTPS.URL)
 	e, err := epcscf.New(epcscf.Config{
 		Log: log, Name: c.Name, Domain: f.Domain, Audience: c.Audience, Issuers: []string{origin},
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
-		Gateway: gateway,
+		Guests:  epcscf.GuestConfig{Destinations: destinations, Calls: c.Guests.Calls, Rate: c.Guests.Rate, Duration: time.Duration(c.Guests.Duration)},
+		TURN:    epcscf.TURNConfig{Secret: secrets[0], URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife)},
+		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {
 		return err
 	}
+	h.news.hear = append(h.news.hear, session.Handler{Revoked: func(r session.Revocation) { e.Revoke(r.Pseudonym, r.Reason) }})
 	mux.Handle(sipPath, e.Handler())
 	h.add("epcscf", e.Serve, func() any { return e.Stats() })
 	return nil
@@ -363,8 +425,13 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 
 func (h *house) wwsf(mux *http.ServeMux) error {
 	f := h.file
+	secret, err := h.portalSecret()
+	if err != nil {
+		return err
+	}
 	w, err := wwsf.New(wwsf.Config{
 		Log: h.log.With("role", "wwsf"), WAF: string(f.HTTPS.URL), ClientID: "wic", SIPURL: f.HTTPS.URL.WebSocket(sipPath), Domain: f.Domain, HTTP: h.client,
+		ClientSecret: secret, TURNCredential: f.WWSF.TURNCredential,
 	})
 	if err != nil {
 		return err

@@ -28,9 +28,13 @@ type File struct {
 	Bus      Bus      `yaml:"bus"`
 	TURN     TURN     `yaml:"turn"`
 	WAF      WAF      `yaml:"waf"`
+	WWSF     WWSF     `yaml:"wwsf"`
 	EPCSCF   EPCSCF   `yaml:"epcscf"`
 	IMSAGW   IMSAGW   `yaml:"imsagw"`
 	DemoCore DemoCore `yaml:"democore"`
+	Admin    Admin    `yaml:"admin"`
+
+	source source // where it was read
 }
 
 // Log is the section log.
@@ -68,6 +72,8 @@ type TURN struct {
 	Credentials string     `yaml:"credentials"`
 	GraceMax    Duration   `yaml:"grace_max"`
 	Quota       int        `yaml:"quota"`
+	Secrets     string     `yaml:"secrets"`
+	Blind       string     `yaml:"blind"`
 }
 
 // Side is an address with its range of ports.
@@ -90,6 +96,14 @@ type WAF struct {
 	SIPTokenLife  Duration `yaml:"sip_token_life"`
 	TURNTokenLife Duration `yaml:"turn_token_life"`
 	SigningKey    string   `yaml:"signing_key"`
+	Guests        int      `yaml:"guests"`
+	GuestLife     Duration `yaml:"guest_life"`
+}
+
+// WWSF is the section wwsf.
+type WWSF struct {
+	ClientSecret   string `yaml:"client_secret"`
+	TURNCredential string `yaml:"turn_credential"`
 }
 
 // EPCSCF is the section epcscf.
@@ -101,6 +115,17 @@ type EPCSCF struct {
 	CorePeers      []Prefix `yaml:"core_peers"`
 	CoreTrusted    bool     `yaml:"core_trusted"`
 	VisitedNetwork string   `yaml:"visited_network"`
+
+	Guests             Guests   `yaml:"guests"`
+	TURNCredentialLife Duration `yaml:"turn_credential_life"`
+}
+
+// Guests is what guests may do.
+type Guests struct {
+	Destinations []string `yaml:"destinations"`
+	Calls        int      `yaml:"calls"`
+	Rate         int      `yaml:"rate"`
+	Duration     Duration `yaml:"duration"`
 }
 
 // IMSAGW is the section imsagw.
@@ -117,6 +142,11 @@ type DemoCore struct {
 	Users  []string `yaml:"users"`
 }
 
+// Admin is the section admin.
+type Admin struct {
+	Listen AddrPort `yaml:"listen"`
+}
+
 // Default is what holds where the file says nothing; wicgate.yaml says the same, by test.
 func Default() *File {
 	lo := netip.MustParseAddr("127.0.0.1")
@@ -129,10 +159,13 @@ func Default() *File {
 		Bus:    Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32},
-		WAF: WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour)},
+			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open"},
+		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
+		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
-			CorePeers: []Prefix{{netip.PrefixFrom(lo, 32)}}, CoreTrusted: true, VisitedNetwork: "webrtc.ims.test"},
+			CorePeers: []Prefix{{netip.PrefixFrom(lo, 32)}}, CoreTrusted: true, VisitedNetwork: "webrtc.ims.test",
+			Guests:             Guests{Destinations: []string{"alice", "bob"}, Calls: 1, Rate: 6, Duration: Duration(30 * time.Minute)},
+			TURNCredentialLife: Duration(time.Hour)},
 		IMSAGW:   IMSAGW{Name: "agw1", Access: side(40000, 40999), Core: side(41000, 41999), MaxSessions: 1000},
 		DemoCore: DemoCore{Listen: on(5080), Users: []string{"alice", "bob"}},
 	}
@@ -141,7 +174,8 @@ func Default() *File {
 // maxSize bounds the file, in bytes.
 const maxSize = 1 << 20
 
-// Load reads a file over the defaults and checks it. name "" is the defaults alone.
+// Load reads a file over the defaults and checks it. name "" is the defaults alone. What one value, or
+// two that contradict each other, make impossible is refused here; [File.Review] knows more.
 func Load(name string) (*File, error) {
 	f := Default()
 	if name == "" {
@@ -161,8 +195,9 @@ func Load(name string) (*File, error) {
 	if err := f.parse(b); err != nil {
 		return nil, fmt.Errorf("configuration: %s:%w", filepath.Base(name), err)
 	}
+	f.source = newSource(filepath.Base(name), b)
 	if err := f.check(); err != nil {
-		return nil, fmt.Errorf("configuration: %s: %w", filepath.Base(name), err)
+		return nil, fmt.Errorf("configuration: %w", f.placed(err))
 	}
 	return f, nil
 }
@@ -235,9 +270,15 @@ func scalar[T any](n ast.Node, into *T, wish string, parse func(string) (T, erro
 // AddrPort is ip:port.
 type AddrPort struct{ netip.AddrPort }
 
-// UnmarshalYAML implements yaml.NodeUnmarshaler, as do the others below.
+// UnmarshalYAML implements yaml.NodeUnmarshaler, as do the others below. "" is none, which check
+// refuses where an address is needed.
 func (a *AddrPort) UnmarshalYAML(n ast.Node) error {
-	return scalar(n, &a.AddrPort, "ip:port such as 127.0.0.1:3478 or [::1]:3478", netip.ParseAddrPort)
+	return scalar(n, &a.AddrPort, "ip:port such as 127.0.0.1:3478 or [::1]:3478", func(s string) (netip.AddrPort, error) {
+		if s == "" && n.Type() == ast.StringType {
+			return netip.AddrPort{}, nil
+		}
+		return netip.ParseAddrPort(s)
+	})
 }
 
 // Addr is an IP address, or none.
@@ -366,10 +407,12 @@ func (o Origin) WebSocket(path string) string {
 
 // check refuses what contradicts itself or is dangerous.
 func (f *File) check() error {
-	tokenLife := func(key string, d Duration) error {
-		return when(d < Duration(3*time.Minute) || d > Duration(24*time.Hour), "%s: want 3m to 24h, not %v", key, time.Duration(d))
+	life := func(key string, d Duration) error {
+		return when(d < Duration(10*time.Second) || d > Duration(24*time.Hour) || d%Duration(time.Second) != 0,
+			"%s: want whole seconds, 10s to 24h, not %v", key, time.Duration(d))
 	}
 	return errors.Join(
+		f.needed(),
 		when(!isName(f.Domain, 253, ".-"), "domain: %q is not a domain name in lower case", f.Domain),
 		when(f.Log.Format != "text" && f.Log.Format != "json", "log.format: want text or json, not %q", f.Log.Format),
 		when((f.HTTPS.Certificate == "") != (f.HTTPS.Key == ""), "https: certificate and key go together"),
@@ -381,10 +424,17 @@ func (f *File) check() error {
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
 		f.TURN.checkURLs(),
 		when(f.TURN.Profile != "ims" && f.TURN.Profile != "general", "turn.profile: want ims or general, not %q", f.TURN.Profile),
+		when(f.EPCSCF.Guests.Calls < 1 || f.EPCSCF.Guests.Calls > 8, "epcscf.guests.calls: want 1 to 8, not %d", f.EPCSCF.Guests.Calls),
+		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
+		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
+		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
+		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
 		when(!slices.Contains([]string{"session", "call-grace", "strict"}, f.TURN.Credentials), "turn.credentials: want session, call-grace or strict, not %q", f.TURN.Credentials),
 		when(f.TURN.Quota < 1 || f.TURN.Quota > 10000, "turn.quota: want 1 to 10000, not %d", f.TURN.Quota),
 		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
-		tokenLife("waf.sip_token_life", f.WAF.SIPTokenLife), tokenLife("waf.turn_token_life", f.WAF.TURNTokenLife),
+		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
+		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),
+		when(f.WWSF.TURNCredential != "token" && f.WWSF.TURNCredential != "edge", "wwsf.turn_credential: want token or edge, not %q", f.WWSF.TURNCredential),
 		when(!isName(f.EPCSCF.Name, 32, "-"), "epcscf.name: want a-z 0-9 -, at most 32, not %q", f.EPCSCF.Name),
 		when(!isName(f.IMSAGW.Name, 32, "-"), "imsagw.name: want a-z 0-9 -, at most 32, not %q", f.IMSAGW.Name),
 		when(f.EPCSCF.Audience == "", "epcscf.audience: must not be empty"),
@@ -394,6 +444,25 @@ func (f *File) check() error {
 		when(!f.DemoCore.Listen.Addr().IsLoopback(), "democore.listen: %v is not loopback; democore authenticates nobody, so it serves this machine alone", f.DemoCore.Listen),
 		demoUsers(f.DemoCore.Users),
 	)
+}
+
+// needed refuses empty addresses where there must be one.
+func (f *File) needed() error {
+	var errs []error
+	need := func(key string, a AddrPort) {
+		errs = append(errs, when(!a.IsValid(), "%s: must not be empty", key))
+	}
+	need("https.listen", f.HTTPS.Listen)
+	for i, a := range f.TURN.Listen {
+		need(fmt.Sprintf("turn.listen[%d]", i), a)
+	}
+	for i, a := range f.TURN.ListenTCP {
+		need(fmt.Sprintf("turn.listen_tcp[%d]", i), a)
+	}
+	need("epcscf.listen", f.EPCSCF.Listen)
+	need("epcscf.core", f.EPCSCF.Core)
+	need("democore.listen", f.DemoCore.Listen)
+	return errors.Join(errs...)
 }
 
 func (s Side) check(key string) error {
@@ -409,6 +478,7 @@ func (s Side) check(key string) error {
 type turnURI struct {
 	secure    bool   // turns:
 	host      string // without brackets
+	port      uint16 // 3478 or 5349 where it is left out (RFC 7065 §3.2)
 	transport string // udp or tcp, also where it is left out
 }
 
@@ -423,14 +493,16 @@ func parseTURN(s string) (u turnURI, ok bool) {
 	if err != nil || p.Host != at || p.Hostname() == "" || strings.ContainsAny(at, " \t\"\\@") {
 		return u, false
 	}
+	u = turnURI{secure: scheme == "turns", host: p.Hostname(), port: 3478, transport: "udp"}
+	if u.secure {
+		u.port, u.transport = 5349, "tcp" // RFC 7065 §3.2, RFC 5928 §3: TLS over TCP
+	}
 	if port := p.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
 			return u, false
 		}
-	}
-	u = turnURI{secure: scheme == "turns", host: p.Hostname(), transport: "udp"}
-	if u.secure {
-		u.transport = "tcp" // RFC 7065 §3.2, RFC 5928 §3: TLS over TCP
+		u.port = uint16(n)
 	}
 	if asked {
 		transport, found := strings.CutPrefix(query, "transport=")
@@ -457,6 +529,17 @@ func (t TURN) checkURLs() error {
 		}
 	}
 	return nil
+}
+
+// SecureURLs are the hosts of the turns: entries of urls, by their place there.
+func (t TURN) SecureURLs() map[int]string {
+	hosts := map[int]string{}
+	for i, s := range t.URLs {
+		if u, ok := parseTURN(s); ok && u.secure {
+			hosts[i] = u.host
+		}
+	}
+	return hosts
 }
 
 // SecureHosts are the names and addresses by which browsers reach the server over TLS, which its

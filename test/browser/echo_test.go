@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/chromedp"
-
 	"wicgate/imsagw"
 	"wicgate/internal/iq"
 	"wicgate/internal/keyring"
@@ -162,7 +160,7 @@ func testEcho(t *testing.T, ways []string, want string) {
 	}))
 	defer web.Close()
 	page := NewChromium(t, nil, caFile).Page("echo")
-	page.Do(chromedp.Navigate(web.URL))
+	page.Open(web.URL)
 
 	servers, err := json.Marshal([]map[string]any{iceServer(t, ring, urls)})
 	if err != nil {

@@ -1,9 +1,9 @@
 // Package lab makes the hosts that end-to-end tests run on: network namespaces on this machine,
 // joined by veth pairs, with no way out. It also builds and starts the wicgate binary in them.
 //
-//	wic 10.10.1.2 ────────── 10.10.1.1 edge
-//	(browser)                10.10.2.1 relayed addresses   } on the edge's loopback: from wic there
-//	                         10.10.2.2 gateway, access side } is no route to 10.10.2.0/24
+//	wic 10.10.1.2 ────────── 10.10.1.1 edge, 10.10.1.3 for a TURN of its own
+//	(browser)                10.10.2.1 relayed addresses   } on the edge's loopback: from wic
+//	                         10.10.2.2 gateway, access side } 10.10.2.0/24 is unreachable
 //
 // As root it uses the machine's own namespaces; as an ordinary user, Main starts the test again in
 // a user namespace, where that user may make them.
@@ -32,8 +32,13 @@ import (
 const (
 	WIC     = "10.10.1.2"
 	Edge    = "10.10.1.1"
+	TURN    = "10.10.1.3" // the edge's second address, for a TURN server that does not share the portal's port 443
 	Relay   = "10.10.2.1"
 	Gateway = "10.10.2.2"
+
+	// Names that resolve on wic. Firefox does not try a turns: URL without one.
+	EdgeName = "edge.ims.test"
+	TURNName = "turn.ims.test"
 )
 
 // inside holds the binary for the tests in the user namespace, which cannot fetch modules to build one.
@@ -76,14 +81,15 @@ func run(m *testing.M) int {
 
 // Host is a network namespace.
 type Host struct {
-	t    testing.TB
-	Name string
+	t     testing.TB
+	Name  string
+	hosts string // file in place of /etc/hosts, "" for that
 }
 
 // Lone makes a host with loopback and nothing else: every port is free on it.
 func Lone(t testing.TB) *Host {
 	t.Helper()
-	h := &Host{t, fmt.Sprintf("lone%d", os.Getpid())}
+	h := &Host{t: t, Name: fmt.Sprintf("lone%d", os.Getpid())}
 	do(t, "ip", "netns", "add", h.Name)
 	t.Cleanup(func() { do(t, "ip", "netns", "del", h.Name) })
 	do(t, "ip", "-n", h.Name, "link", "set", "lo", "up")
@@ -94,7 +100,7 @@ func Lone(t testing.TB) *Host {
 func Pair(t testing.TB) (wic, edge *Host) {
 	t.Helper()
 	id := fmt.Sprintf("%d", os.Getpid())
-	wic, edge = &Host{t, "wic" + id}, &Host{t, "edge" + id}
+	wic, edge = &Host{t: t, Name: "wic" + id}, &Host{t: t, Name: "edge" + id}
 	for _, h := range []*Host{wic, edge} {
 		do(t, "ip", "netns", "add", h.Name)
 		t.Cleanup(func() { do(t, "ip", "netns", "del", h.Name) })
@@ -102,10 +108,22 @@ func Pair(t testing.TB) (wic, edge *Host) {
 	do(t, "ip", "-n", wic.Name, "link", "add", "w0", "type", "veth", "peer", "name", "e0", "netns", edge.Name)
 	for _, args := range []string{
 		wic.Name + " addr add " + WIC + "/24 dev w0", wic.Name + " link set w0 up", wic.Name + " link set lo up",
-		edge.Name + " addr add " + Edge + "/24 dev e0", edge.Name + " link set e0 up", edge.Name + " link set lo up",
+		// Firefox finds its address by a default route, and takes no other.
+		wic.Name + " route add default via " + Edge, wic.Name + " route add unreachable 10.10.2.0/24",
+		edge.Name + " addr add " + Edge + "/24 dev e0", edge.Name + " addr add " + TURN + "/24 dev e0", edge.Name + " link set e0 up", edge.Name + " link set lo up",
 		edge.Name + " addr add " + Relay + "/32 dev lo", edge.Name + " addr add " + Gateway + "/32 dev lo",
 	} {
 		do(t, "ip", append([]string{"-n"}, strings.Fields(args)...)...)
+	}
+	wic.hosts = filepath.Join(t.TempDir(), "hosts")
+	name, err := os.Hostname() // Firefox asks for it, and waits 20 s where nobody knows
+	if err != nil {
+		t.Fatal(err)
+	}
+	// WebRTC asks for names with the root's dot.
+	text := fmt.Appendf(nil, "127.0.0.1 localhost %[1]s\n%[2]s %[3]s %[3]s.\n%[4]s %[5]s %[5]s.\n", name, Edge, EdgeName, TURN, TURNName)
+	if err := os.WriteFile(wic.hosts, text, 0o644); err != nil {
+		t.Fatal(err)
 	}
 	return wic, edge
 }
@@ -115,11 +133,6 @@ func do(t testing.TB, name string, args ...string) {
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
-}
-
-// Command is a command that will run on the host.
-func (h *Host) Command(name string, args ...string) *exec.Cmd {
-	return exec.Command("ip", append([]string{"netns", "exec", h.Name, name}, args...)...)
 }
 
 // Root is the folder of go.mod.
