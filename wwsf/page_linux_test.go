@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,9 +18,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +32,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
 	"github.com/pion/logging"
+	"github.com/pion/rtcp"
 	"github.com/pion/turn/v5"
 	"github.com/pion/webrtc/v4"
 )
@@ -60,13 +64,24 @@ type world struct {
 	life       int                 // of a SIP token, s
 	ended      bool                // no session at the WAF: prompt=none is refused
 	silent     int                 // requests with prompt=none
+	portal     map[string]any      // what /config.json says besides
+	turnLife   int                 // of a TURN token, s
+	refreshes  int                 // tokens given for a refresh token
+	noGuest    int                 // status with which guests are refused; 0 lets them in
+	ahead      time.Duration       // of the servers' clock
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, challenges: map[string]string{}, asked: map[string][]string{}, life: 3600, turnURL: startTURN(t)}
+	w := &world{t: t, challenges: map[string]string{}, asked: map[string][]string{}, life: 3600, turnLife: 3600, turnURL: startTURN(t)}
 	mux := http.NewServeMux()
-	srv := httptest.NewTLSServer(mux)
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.mu.Lock()
+		ahead := w.ahead
+		w.mu.Unlock()
+		rw.Header().Set("Date", time.Now().Add(ahead).UTC().Format(http.TimeFormat))
+		mux.ServeHTTP(rw, r)
+	}))
 	t.Cleanup(srv.Close)
 	w.origin = strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
 	w.edge = &edge{t: t}
@@ -79,6 +94,26 @@ func newWorld(t *testing.T) *world {
 		})},
 	})
 	mux.Handle("/", s.Handler())
+	mux.HandleFunc("/config.json", func(rw http.ResponseWriter, r *http.Request) {
+		rec := httptest.NewRecorder()
+		s.Handler().ServeHTTP(rec, r)
+		var c map[string]any
+		if err := json.Unmarshal(rec.Body.Bytes(), &c); err != nil {
+			t.Error(err)
+		}
+		w.with(func() { maps.Copy(c, w.portal) })
+		rw.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(rw).Encode(c); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.HandleFunc("POST /guest", w.guest)
+	mux.HandleFunc("POST /oauth/revoke", func(_ http.ResponseWriter, r *http.Request) {
+		if err := r.ParseForm(); err != nil {
+			t.Error(err)
+		}
+		w.with(func() { w.asked["revoke"] = append(w.asked["revoke"], r.PostForm.Encode()) })
+	})
 	mux.Handle("/sip", w.edge)
 	mux.HandleFunc(wellKnown, func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
@@ -133,16 +168,25 @@ func (w *world) token(rw http.ResponseWriter, r *http.Request) {
 			w.t.Errorf("code %q with a verifier for %q", r.PostForm.Get("code"), got)
 		}
 		answer = map[string]any{
-			"access_token": testToken, "token_type": "Bearer", "expires_in": w.life, "scope": "sip", "name": "Alice",
+			"access_token": testToken, "token_type": "Bearer", "expires_in": w.life, "scope": "sip", "name": "Alice", "refresh_token": "refresh-0",
 			"ims": map[string]any{"impi": "alice@ims.test", "impu": []string{"sip:alice@ims.test"}, "domain": "ims.test"},
 		}
+	case "refresh_token":
+		if want := fmt.Sprintf("refresh-%d", w.refreshes); r.PostForm.Get("refresh_token") != want || r.PostForm.Get("client_id") != "wic" {
+			w.t.Errorf("refresh: %v, want %s", r.PostForm, want)
+		}
+		w.refreshes++
+		answer = map[string]any{
+			"access_token": fmt.Sprintf("%s-%d", testToken, w.refreshes), "token_type": "Bearer", "expires_in": w.life, "scope": "sip", "name": "Alice",
+			"ims": map[string]any{"impi": "alice@ims.test", "impu": []string{"sip:alice@ims.test"}, "domain": "ims.test"}, "refresh_token": fmt.Sprintf("refresh-%d", w.refreshes),
+		}
 	case "urn:ietf:params:oauth:grant-type:token-exchange":
-		if r.PostForm.Get("subject_token") != testToken || r.PostForm.Get("subject_token_type") != "urn:ietf:params:oauth:token-type:access_token" {
+		if !strings.HasPrefix(r.PostForm.Get("subject_token"), testToken) || r.PostForm.Get("subject_token_type") != "urn:ietf:params:oauth:token-type:access_token" {
 			w.t.Errorf("token exchange: %v", r.PostForm)
 		}
 		w.exchanges++
 		answer = map[string]any{
-			"access_token": "dA==", "token_type": "pop", "expires_in": 3600, "kid": "k",
+			"access_token": "dA==", "token_type": "pop", "expires_in": w.turnLife, "kid": "k",
 			"ice_servers": []any{map[string]any{"urls": []string{w.turnURL}, "username": turnUser, "credential": turnPass}},
 		}
 	default:
@@ -153,6 +197,19 @@ func (w *world) token(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// guest is the portal's door.
+func (w *world) guest(rw http.ResponseWriter, _ *http.Request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	rw.Header().Set("Content-Type", "application/json")
+	if w.noGuest != 0 {
+		rw.WriteHeader(w.noGuest)
+		fmt.Fprint(rw, `{"error":"temporarily_unavailable"}`)
+		return
+	}
+	fmt.Fprintf(rw, `{"access_token":%q,"token_type":"Bearer","expires_in":1800,"scope":"sip","name":"Guest 7","refresh_token":"refresh-0","ims":{"impi":"guest-07@ims.test","impu":["sip:guest-07@ims.test"],"domain":"ims.test"}}`, testToken)
+}
+
 // with changes what the world answers, for the rest of the test.
 func (w *world) with(change func()) {
 	w.mu.Lock()
@@ -160,8 +217,13 @@ func (w *world) with(change func()) {
 	change()
 }
 
-func startTURN(t *testing.T) string {
+// startTURN serves a relay; other is a password in place of the one that pages are given.
+func startTURN(t *testing.T, other ...string) string {
 	t.Helper()
+	pass := turnPass
+	if len(other) > 0 {
+		pass = other[0]
+	}
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +231,7 @@ func startTURN(t *testing.T) string {
 	s, err := turn.NewServer(turn.ServerConfig{
 		Realm: turnRealm,
 		AuthHandler: func(ra *turn.RequestAttributes) (string, []byte, bool) {
-			return ra.Username, turn.GenerateAuthKey(turnUser, turnRealm, turnPass), ra.Username == turnUser
+			return ra.Username, turn.GenerateAuthKey(ra.Username, turnRealm, pass), strings.HasSuffix(ra.Username, turnUser)
 		},
 		PacketConnConfigs: []turn.PacketConnConfig{{
 			PacketConn:            c,
@@ -191,10 +253,20 @@ func silent() logging.LoggerFactory {
 	return f
 }
 
-// gateway is one call's media: it sends back what it hears.
-type gateway struct{ pc *webrtc.PeerConnection }
+// gateway is one call's media: it sends back what it hears and sees. As in IMS, sound and picture are not
+// multiplexed (TS 23.228 U.1): each media line has a peer connection, and so a transport, of its own.
+type gateway struct{ lines []*webrtc.PeerConnection }
 
-func newGateway(t *testing.T) *gateway {
+func newGateway(t *testing.T, video bool) *gateway {
+	t.Helper()
+	g := &gateway{[]*webrtc.PeerConnection{newLine(t, webrtc.MimeTypeOpus, 48000, 2)}}
+	if video {
+		g.lines = append(g.lines, newLine(t, webrtc.MimeTypeVP8, 90000, 0))
+	}
+	return g
+}
+
+func newLine(t *testing.T, codec string, rate uint32, channels uint16) *webrtc.PeerConnection {
 	t.Helper()
 	var se webrtc.SettingEngine
 	se.LoggerFactory = silent()
@@ -209,14 +281,34 @@ func newGateway(t *testing.T) *gateway {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = pc.Close() }) // the test is over
-	echo, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus, ClockRate: 48000, Channels: 2}, "audio", "echo")
+	echo, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: codec, ClockRate: rate, Channels: channels}, strings.ReplaceAll(codec, "/", "-"), "echo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pc.AddTrack(echo); err != nil {
+	sender, err := pc.AddTrack(echo)
+	if err != nil {
 		t.Fatal(err)
 	}
+	var source atomic.Uint32 // SSRC of the page's picture
+	keyFrame := func() {
+		_ = pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: source.Load()}}) // the call may be over
+	}
+	go func() { // until pc is closed
+		for {
+			packets, _, err := sender.ReadRTCP()
+			if err != nil {
+				return
+			}
+			if slices.ContainsFunc(packets, func(p rtcp.Packet) bool { _, ok := p.(*rtcp.PictureLossIndication); return ok }) {
+				keyFrame()
+			}
+		}
+	}()
 	pc.OnTrack(func(in *webrtc.TrackRemote, _ *webrtc.RTPReceiver) {
+		if in.Kind() == webrtc.RTPCodecTypeVideo {
+			source.Store(uint32(in.SSRC()))
+			keyFrame() // to begin with
+		}
 		for {
 			p, _, err := in.ReadRTP()
 			if err != nil || echo.WriteRTP(p) != nil {
@@ -224,31 +316,78 @@ func newGateway(t *testing.T) *gateway {
 			}
 		}
 	})
-	return &gateway{pc}
+	return pc
 }
 
-// local sets what create made as local description and returns it with the edge's attribute.
-func (g *gateway) local(t *testing.T, d webrtc.SessionDescription, err error) string {
-	if err != nil {
-		t.Error(err)
-		return ""
+// split makes a description one for each media line.
+func split(sdp string) (lines []string) {
+	parts := strings.Split(sdp, "\r\nm=")
+	for _, m := range parts[1:] {
+		lines = append(lines, strings.TrimRight(group.ReplaceAllString(parts[0], "")+"\r\nm="+m, "\r\n")+"\r\n")
 	}
-	done := webrtc.GatheringCompletePromise(g.pc)
-	if err := g.pc.SetLocalDescription(d); err != nil {
-		t.Error(err)
-		return ""
+	return lines
+}
+
+// alone is a line's description as pion wants it: in a group of its own.
+func alone(line string) string {
+	return strings.Replace(line, "\r\nm=", "\r\na=group:BUNDLE "+strings.TrimPrefix(mid.FindString(line), "a=mid:")+"\r\nm=", 1)
+}
+
+var (
+	group       = regexp.MustCompile(`\r\na=group:[^\r]*`)
+	fingerprint = regexp.MustCompile(`a=fingerprint:[^\r]*\r\n`)
+	mid         = regexp.MustCompile(`a=mid:\d+`)
+)
+
+// local sets what make makes as each line's local description, and returns them as one with the edge's attribute.
+func (g *gateway) local(t *testing.T, make func(i int, pc *webrtc.PeerConnection) (webrtc.SessionDescription, error)) string {
+	var all strings.Builder
+	for i, pc := range g.lines {
+		d, err := make(i, pc)
+		if err != nil {
+			t.Error(err)
+			return ""
+		}
+		done := webrtc.GatheringCompletePromise(pc)
+		if err := pc.SetLocalDescription(d); err != nil {
+			t.Error(err)
+			return ""
+		}
+		<-done
+		one := split(pc.LocalDescription().SDP)[0]
+		head, media, _ := strings.Cut(one, "\r\nm=")
+		if i == 0 {
+			all.WriteString(fingerprint.ReplaceAllString(head+"\r\n", ""))
+		}
+		all.WriteString("m=" + mid.ReplaceAllString(media, fmt.Sprintf("a=mid:%d", i)) + fingerprint.FindString(one))
 	}
-	<-done
-	return strings.TrimRight(g.pc.LocalDescription().SDP, "\r\n") + "\r\na=wicgate-core:RTP/AVP\r\n"
+	return all.String() + "a=wicgate-core:RTP/AVP\r\n"
 }
 
 func (g *gateway) answer(t *testing.T, offer string) string {
-	if err := g.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: offer}); err != nil {
-		t.Error(err)
-		return ""
+	offers := split(offer)
+	return g.local(t, func(i int, pc *webrtc.PeerConnection) (webrtc.SessionDescription, error) {
+		if err := pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: alone(offers[i])}); err != nil {
+			return webrtc.SessionDescription{}, err
+		}
+		return pc.CreateAnswer(nil)
+	})
+}
+
+func (g *gateway) offer(t *testing.T) string {
+	return g.local(t, func(_ int, pc *webrtc.PeerConnection) (webrtc.SessionDescription, error) { return pc.CreateOffer(nil) })
+}
+
+// answered takes the page's answer to offer.
+func (g *gateway) answered(t *testing.T, answer string) {
+	for i, a := range split(answer) {
+		if strings.HasPrefix(a[strings.Index(a, "m="):], "m=video 0 ") {
+			continue
+		}
+		if err := g.lines[i].SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: alone(mid.ReplaceAllString(a, "a=mid:0"))}); err != nil {
+			t.Error(err)
+		}
 	}
-	d, err := g.pc.CreateAnswer(nil)
-	return g.local(t, d, err)
 }
 
 // sipMessage is as much of SIP as a scripted edge needs.
@@ -310,13 +449,15 @@ func finishSIP(b *strings.Builder, body string, more []string) string {
 
 // edge is a scripted eP-CSCF for one page. Whom is called decides what happens.
 type edge struct {
-	t  *testing.T
-	wg sync.WaitGroup
+	t          *testing.T
+	wg         sync.WaitGroup
+	credential func() string // for a REGISTER that asks; nil gives none
 
 	mu       sync.Mutex // guards the following fields
 	conn     *websocket.Conn
 	contact  string
 	register string       // status line for REGISTER; "" is 200 OK
+	cuts     int          // REGISTERs at which the WebSocket is cut instead
 	seen     []sipMessage // from the page
 	pending  sipMessage   // the INVITE that rings
 	gw       *gateway     // of the call under way
@@ -361,6 +502,14 @@ func (e *edge) drop() {
 	}
 }
 
+// end closes the WebSocket as the edge does when a log-in is over.
+func (e *edge) end(reason string) {
+	e.mu.Lock()
+	c := e.conn
+	e.mu.Unlock()
+	_ = c.Close(websocket.StatusPolicyViolation, reason) // the page may be gone
+}
+
 func (e *edge) send(s string) {
 	e.mu.Lock()
 	c := e.conn
@@ -374,12 +523,18 @@ func (e *edge) send(s string) {
 
 func (e *edge) handle(m sipMessage) {
 	const contact = "Contact: <sip:edge.invalid;transport=ws>"
-	if m.method() != "ACK" && m.method() != "CANCEL" && !strings.HasPrefix(m.start, "SIP/2.0") && m.get("Authorization") != "Bearer "+testToken {
+	if m.method() != "ACK" && m.method() != "CANCEL" && !strings.HasPrefix(m.start, "SIP/2.0") && !strings.HasPrefix(m.get("Authorization"), "Bearer "+testToken) {
 		e.t.Errorf("%s without the token: %q", m.start, m.get("Authorization"))
 	}
 	switch m.method() {
 	case "REGISTER":
 		e.mu.Lock()
+		if e.cuts > 0 {
+			e.cuts--
+			e.mu.Unlock()
+			e.drop()
+			return
+		}
 		status := e.register
 		uri, _, _ := strings.Cut(strings.TrimPrefix(m.get("Contact"), "<"), ">")
 		e.contact = uri
@@ -387,10 +542,14 @@ func (e *edge) handle(m sipMessage) {
 		if status == "" {
 			status = "200 OK"
 		}
-		e.send(m.reply(status, "", "Contact: "+m.get("Contact")))
+		more := []string{"Contact: " + m.get("Contact")}
+		if m.get("TURN-Credential") == "request" && e.credential != nil {
+			more = append(more, "TURN-Credential: "+e.credential())
+		}
+		e.send(m.reply(status, "", more...))
 	case "INVITE":
 		user, _, _ := strings.Cut(strings.TrimPrefix(strings.Fields(m.start)[1], "sip:"), "@")
-		status := map[string]string{"busy": "486 Busy Here", "nobody": "404 Not Found", "away": "480 Temporarily Unavailable", "no": "603 Decline", "full": "503 Service Unavailable"}[user]
+		status := map[string]string{"guestless": "403 Destination Not Allowed For Guests", "busy": "486 Busy Here", "nobody": "404 Not Found", "away": "480 Temporarily Unavailable", "no": "603 Decline", "full": "503 Service Unavailable"}[user]
 		e.send(m.reply("100 Trying", ""))
 		if status != "" {
 			e.send(m.reply(status, ""))
@@ -403,11 +562,24 @@ func (e *edge) handle(m sipMessage) {
 			e.mu.Unlock()
 			return
 		}
-		gw := newGateway(e.t)
+		if strings.Contains(m.get("To"), "tag=") { // an ICE restart
+			e.mu.Lock()
+			gw := e.gw
+			e.mu.Unlock()
+			e.send(m.reply("200 OK", gw.answer(e.t, m.body), contact))
+			return
+		}
+		offer, refused := m.body, ""
+		if user == "soundonly" {
+			if before, _, ok := strings.Cut(offer, "m=video"); ok {
+				offer, refused = before, "m=video 0 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\na=mid:1\r\na=inactive\r\n"
+			}
+		}
+		gw := newGateway(e.t, strings.Contains(offer, "m=video"))
 		e.mu.Lock()
 		e.gw = gw
 		e.mu.Unlock()
-		e.send(m.reply("200 OK", gw.answer(e.t, m.body), contact))
+		e.send(m.reply("200 OK", gw.answer(e.t, offer)+refused, contact))
 	case "CANCEL":
 		e.send(m.reply("200 OK", ""))
 		e.mu.Lock()
@@ -421,20 +593,17 @@ func (e *edge) handle(m sipMessage) {
 			e.mu.Lock()
 			gw := e.gw
 			e.mu.Unlock()
-			if err := gw.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: m.body}); err != nil {
-				e.t.Error(err)
-			}
+			gw.answered(e.t, m.body)
 			e.send(e.request("ACK", 1))
 		}
 	}
 }
 
-// invite rings the page.
-func (e *edge) invite(from string) {
+// invite rings the page, with a picture or without.
+func (e *edge) invite(from string, video bool) {
 	e.t.Helper()
-	gw := newGateway(e.t)
-	d, err := gw.pc.CreateOffer(nil)
-	offer := gw.local(e.t, d, err)
+	gw := newGateway(e.t, video)
+	offer := gw.offer(e.t)
 	e.mu.Lock()
 	e.gw = gw
 	e.pending = sipMessage{headers: [][2]string{{"From", from + ";tag=caller"}, {"To", "<sip:alice@ims.test>"}, {"Call-ID", fmt.Sprintf("call-%d", len(e.seen))}}}
@@ -554,7 +723,7 @@ func (p *tab) eval(js string, v any) error {
 func (p *tab) str(js string) string {
 	p.t.Helper()
 	var s string
-	if err := p.eval("String("+js+")", &s); err != nil {
+	if err := p.eval("(async () => String("+js+"))()", &s); err != nil {
 		p.t.Fatal(err)
 	}
 	return s
@@ -649,7 +818,7 @@ func TestPage(t *testing.T) {
 		if got := p.str("sessionStorage.length + localStorage.length + document.cookie.length"); got != "0" {
 			t.Errorf("the browser stores %s things", got)
 		}
-		if got := p.str("JSON.stringify(Object.keys(wicgate).sort())"); got != `["firstAudio","pc","stats"]` {
+		if got := p.str("JSON.stringify(Object.keys(wicgate).sort())"); got != `["credentials","firstAudio","firstVideo","pc","renew","restarts","stats"]` {
 			t.Errorf("window.wicgate holds %s", got)
 		}
 		if got := p.str(`document.querySelector("#registration").innerText`); got != "Registered as Alice" {
@@ -769,7 +938,7 @@ func TestPage(t *testing.T) {
 		p := newTab(t, browser, "")
 		p.logIn(w)
 
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		if got := p.str(`document.activeElement.id + "|" + document.title + "|" + document.querySelector("#incoming-address").innerText`); got != "incoming|Carol is calling|sip:carol@ims.test" {
 			t.Errorf("focus, title and address: %s", got)
@@ -784,20 +953,20 @@ func TestPage(t *testing.T) {
 		p.state("ended")
 		p.wait(`document.querySelector("#outcome").innerText.startsWith("Carol hung up.")`)
 
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		p.do(chromedp.Click("#decline"))
 		w.edge.until("SIP/2.0 603")
 		p.state("ended")
 		w.edge.send(w.edge.request("ACK", 1))
 
-		w.edge.invite("<sip:carol@ims.test>")
+		w.edge.invite("<sip:carol@ims.test>", false)
 		p.state("incoming")
 		w.edge.send(strings.Replace(w.edge.request("CANCEL", 1), "z9hG4bKCANCEL", "z9hG4bKINVITE", 1))
 		p.state("ended")
 		p.wait(`document.querySelector("#outcome").innerText === "carol gave up before you answered."`)
 
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		p.do(chromedp.Click("#answer"))
 		p.state("active")
@@ -846,7 +1015,7 @@ func TestPage(t *testing.T) {
 		p.do(chromedp.Evaluate[chromedp.Void](`window.why = "NotFoundError"`))
 		p.dial("bob")
 		p.error("No microphone was found.")
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		p.do(chromedp.Click("#answer"))
 		p.error("No microphone was found.")
@@ -896,28 +1065,61 @@ func TestPage(t *testing.T) {
 	t.Run("a log-in is renewed", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		w.with(func() { w.life = 2 })
+		w.with(func() { w.life = 4 })
 		p := newTab(t, browser, "")
-		p.do(chromedp.Navigate(w.origin), chromedp.WaitVisible("#login"), chromedp.Click("#login"))
-		silent := func() (n int) { w.with(func() { n = w.silent }); return n }
-		for end := time.Now().Add(30 * time.Second); silent() < 1 && time.Now().Before(end); {
+		p.logIn(w)
+		p.do(chromedp.Evaluate[chromedp.Void](`window.same = true`))
+		p.dial("bob")
+		p.state("active")
+		for end := time.Now().Add(30 * time.Second); !strings.HasSuffix(w.edge.last("REGISTER").get("Authorization"), "-3") && time.Now().Before(end); {
 			time.Sleep(50 * time.Millisecond)
 		}
-		w.with(func() { w.life = 3600 })
-		p.wait(`document.body.dataset.registration === "registered"`)
-		if n := silent(); n < 1 {
-			t.Errorf("%d requests with prompt=none", n)
+		if got := w.edge.last("REGISTER").get("Authorization"); !strings.HasSuffix(got, testToken+"-3") {
+			t.Errorf("the last REGISTER bears %q", got)
 		}
+		p.state("active")
+		if p.str("window.same") != "true" {
+			t.Error("the page was left for the renewal")
+		}
+		w.with(func() {
+			if w.silent != 0 {
+				t.Errorf("%d requests with prompt=none", w.silent)
+			}
+		})
+		p.clean()
+	})
+
+	t.Run("a reload logs in again without a question", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		p := newTab(t, browser, "")
+		p.logIn(w)
+		p.do(chromedp.Reload())
+		p.wait(`document.body.dataset.registration === "registered"`)
+		p.dial("bob")
+		p.state("active")
+		w.with(func() {
+			if w.silent != 1 {
+				t.Errorf("%d requests with prompt=none, want 1", w.silent)
+			}
+			w.ended = true
+		})
+		p.do(chromedp.Reload())
+		p.error("Your session has ended. Log in again.")
+		p.do(chromedp.Reload())
+		p.wait(`document.body.dataset.view === "landing" && document.querySelector("#error").innerText === ""`)
 		p.clean()
 	})
 
 	t.Run("a session that ended", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		w.with(func() { w.life, w.ended = 2, true })
+		w.with(func() { w.life = 4 })
 		p := newTab(t, browser, "")
-		p.do(chromedp.Navigate(w.origin), chromedp.WaitVisible("#login"), chromedp.Click("#login"))
-		p.error("Your session has ended. Log in again.")
+		p.logIn(w)
+		w.with(func() { w.refuse = "invalid_grant" })
+		p.error("Your session has ended. Log in again to go on.")
+		p.wait(`document.body.dataset.view === "landing"`)
 		p.clean()
 	})
 

@@ -26,7 +26,9 @@ import (
 	"wicgate/internal/life"
 	"wicgate/internal/listen"
 	"wicgate/internal/peerpolicy"
+	"wicgate/internal/policy"
 	"wicgate/internal/secret"
+	"wicgate/internal/session"
 	"wicgate/internal/store"
 	"wicgate/turn"
 	"wicgate/waf"
@@ -90,13 +92,15 @@ type house struct {
 	stats   map[string]func() any // by role
 	closers []func()
 
-	bus    *store.NATS
-	rings  *keyring.Ring
-	ca     *listen.CA // nil where a certificate is configured
-	cert   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	client *http.Client
-	users  []waf.User       // demo users, where there are any
-	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
+	bus         *store.NATS
+	rings       *keyring.Ring
+	ca          *listen.CA // nil where a certificate is configured
+	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	client      *http.Client
+	users       []waf.User // demo users, where there are any
+	news        news
+	turnSecrets []secret.Bytes   // see secrets
+	shared      *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
 
 func (h *house) has(role string) bool { return slices.Contains(h.roles, role) }
@@ -128,7 +132,8 @@ func (h *house) build() error {
 		when  bool
 		build func(*http.ServeMux) error
 	}{
-		{h.has("waf") || h.has("epcscf") || h.has("imsagw"), h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "", h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("turn"), h.openNews},
 		{h.has("waf") || h.has("turn"), h.openKeys},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
@@ -143,6 +148,11 @@ func (h *house) build() error {
 			if err := step.build(mux); err != nil {
 				return err
 			}
+		}
+	}
+	if h.news.follower != nil {
+		if err := h.followNews(); err != nil {
+			return err
 		}
 	}
 	if front {
@@ -252,6 +262,14 @@ func (h *house) turn(*http.ServeMux) error {
 	if c.Profile == "general" {
 		peers = peerpolicy.General(open...)
 	}
+	secrets, err := h.secrets()
+	if err != nil {
+		return err
+	}
+	var give func() []secret.Bytes
+	if secrets != nil {
+		give = func() []secret.Bytes { return secrets }
+	}
 	tcp := addrPorts(c.ListenTCP)
 	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
 		h.shared = listen.NewHandover(web)
@@ -262,10 +280,14 @@ func (h *house) turn(*http.ServeMux) error {
 		Peers: peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
+		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 	})
 	if err != nil {
 		return err
 	}
+	h.news.hear = append(h.news.hear, session.Handler{
+		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
+	})
 	h.add("turn", s.Serve, func() any { return s.Stats() })
 	return nil
 }
@@ -335,7 +357,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 		clients = append(clients, waf.Client{ID: "portal", Name: "wicgate portal, for guests", Secret: secret, Page: "wic"})
 	}
 	w, err := waf.New(waf.Config{
-		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus,
+		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus, News: h.news.issuer, EdgeCredentialLife: time.Duration(f.EPCSCF.TURNCredentialLife),
 		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
 		Clients:        clients,
@@ -362,16 +384,27 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 	for _, p := range c.CorePeers {
 		peers = append(peers, p.Prefix)
 	}
+	secrets, err := h.secrets()
+	if err != nil {
+		return err
+	}
+	destinations, err := policy.ParseDestinations(f.Domain, c.Guests.Destinations)
+	if err != nil {
+		return fmt.Errorf("epcscf.guests.destinations: %w", err)
+	}
 	origin := string(f.HTTPS.URL)
 	e, err := epcscf.New(epcscf.Config{
 		Log: log, Name: c.Name, Domain: f.Domain, Audience: c.Audience, Issuers: []string{origin},
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
-		Gateway: gateway,
+		Guests:  epcscf.GuestConfig{Destinations: destinations, Calls: c.Guests.Calls, Rate: c.Guests.Rate, Duration: time.Duration(c.Guests.Duration)},
+		TURN:    epcscf.TURNConfig{Secret: secrets[0], URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife)},
+		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {
 		return err
 	}
+	h.news.hear = append(h.news.hear, session.Handler{Revoked: func(r session.Revocation) { e.Revoke(r.Pseudonym, r.Reason) }})
 	mux.Handle(sipPath, e.Handler())
 	h.add("epcscf", e.Serve, func() any { return e.Stats() })
 	return nil
