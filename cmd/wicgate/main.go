@@ -40,6 +40,11 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// misuse is an error of the person who typed the command.
+type misuse string
+
+func (m misuse) Error() string { return string(m) }
+
 // run is the program: 0 done, 1 failed, 2 misused.
 func run(args []string, stdout, stderr io.Writer) int {
 	exit := -1
@@ -72,6 +77,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	if err := ctx.Run(); err != nil {
 		fmt.Fprintf(stderr, "wicgate: error: %v\n", err)
+		if _, ok := errors.AsType[misuse](err); ok {
+			return 2
+		}
 		return 1
 	}
 	return 0

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -30,6 +29,7 @@ type probeCmd struct {
 	Core   bool   `help:"Probe the core instead, from the edge's machine: Trusted Node Authentication, good and bad." xor:"who"`
 	Config string `help:"With --core: the edge's configuration file. Default: none, democore on loopback." type:"existingfile" placeholder:"FILE"`
 	IMPI   string `name:"impi" help:"With --core: private identity of a user that the HSS has." placeholder:"USER@DOMAIN"`
+	IMPI2  string `name:"other-impi" help:"With --core: private identity of another user that the HSS has, for one more case." placeholder:"USER@DOMAIN"`
 	IMPU   string `name:"impu" help:"With --core: that user's public identity." placeholder:"SIP-URI"`
 }
 
@@ -95,9 +95,9 @@ func (c *probeCmd) way() (probe.Config, error) {
 	cfg := probe.Config{URL: strings.TrimSuffix(c.URL, "/"), Guest: c.Guest, User: c.User, Callee: c.Callee, Packets: c.Packets}
 	switch {
 	case c.URL == "":
-		return cfg, errors.New("probe: which portal?\n  hint: wicgate probe https://localhost:8443 --guest --ca wicgate-data/ca/ca.pem")
+		return cfg, misuse("probe: which portal?\n  hint: wicgate probe https://localhost:8443 --guest --ca wicgate-data/ca/ca.pem")
 	case !c.Guest && c.User == "":
-		return cfg, errors.New("probe: as whom?\n  hint: --user NAME, or --guest")
+		return cfg, misuse("probe: as whom?\n  hint: --user NAME, or --guest")
 	}
 	if c.CA != "" {
 		var err error
@@ -132,7 +132,7 @@ func (c *probeCmd) password() (secret.Bytes, error) {
 func askPassword(user string) (secret.Bytes, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return secret.Bytes{}, errors.New("probe: no password and no terminal to ask at\n  hint: set WICGATE_PASSWORD, or give --password-file")
+		return secret.Bytes{}, misuse("probe: no password and no terminal to ask at\n  hint: set WICGATE_PASSWORD, or give --password-file")
 	}
 	defer tty.Close()
 	fd := int(tty.Fd())
@@ -170,11 +170,14 @@ func (c *probeCmd) core() (probe.CoreConfig, error) {
 	if c.IMPI == "" && c.IMPU == "" && c.Config == "" && len(file.DemoCore.Users) > 0 {
 		c.IMPI = file.DemoCore.Users[0] + "@" + file.Domain
 		c.IMPU = "sip:" + c.IMPI
+		if len(file.DemoCore.Users) > 1 {
+			c.IMPI2 = file.DemoCore.Users[1] + "@" + file.Domain
+		}
 	}
 	if c.IMPI == "" || c.IMPU == "" {
-		return probe.CoreConfig{}, errors.New("probe: which user does the HSS have?\n  hint: --impi alice@ims.test --impu sip:alice@ims.test")
+		return probe.CoreConfig{}, misuse("probe: which user does the HSS have?\n  hint: --impi alice@ims.test --impu sip:alice@ims.test")
 	}
-	return probe.CoreConfig{NextHop: e.Core.AddrPort, Listen: e.Listen.AddrPort, Domain: file.Domain, VisitedNetwork: e.VisitedNetwork, IMPI: c.IMPI, IMPU: c.IMPU}, nil
+	return probe.CoreConfig{NextHop: e.Core.AddrPort, Listen: e.Listen.AddrPort, Domain: file.Domain, VisitedNetwork: e.VisitedNetwork, IMPI: c.IMPI, IMPU: c.IMPU, OtherIMPI: c.IMPI2}, nil
 }
 
 // show prints steps: on a terminal the one under way is there too, a pipe gets plain lines.

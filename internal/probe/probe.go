@@ -97,6 +97,11 @@ func (f fault) Unwrap() error { return f.err }
 
 func faultf(check, format string, a ...any) error { return fault{fmt.Errorf(format, a...), check} }
 
+// errSkip is why a step was not run after all.
+type errSkip string
+
+func (e errSkip) Error() string { return string(e) }
+
 // runner runs steps.
 type runner struct {
 	report Report
@@ -123,7 +128,11 @@ func (r *runner) step(ctx context.Context, name string, need bool, f func(ctx co
 		if err != nil {
 			s.State, s.Detail = Failed, err.Error()
 			var f fault
-			if errors.As(err, &f) {
+			var skip errSkip
+			switch {
+			case errors.As(err, &skip):
+				s.State = Skipped
+			case errors.As(err, &f):
 				s.Check = f.check
 			}
 		}
