@@ -222,7 +222,7 @@ func recordRoute(m *siptx.Message, reversed bool) []string {
 }
 
 // ownRoute is what this edge writes into Record-Route towards the core.
-func (c *call) ownRoute() string { return "sip:" + c.f.token + "@" + c.e.sentBy + ";lr" }
+func (c *call) ownRoute() string { return "sip:" + c.f.token + "@" + c.e.sentBy + ";transport=tcp;lr" }
 
 // knows says whether a request inside a dialog is of this one.
 func (c *call) knows(m *siptx.Message, browser bool) bool {

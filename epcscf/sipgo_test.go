@@ -61,6 +61,9 @@ func TestSipgo(t *testing.T) {
 			t.Error(err)
 			return
 		}
+		if h := req.GetHeader("Record-Route"); h == nil || !strings.Contains(h.Value(), ";transport=tcp;") {
+			t.Errorf("Record-Route %v: a core would come over UDP", h)
+		}
 		if !strings.Contains(string(req.Body()), "m=audio 41000 RTP/AVP 111 0 8 110 126") {
 			t.Errorf("offered\n%s", req.Body())
 		}
@@ -101,6 +104,9 @@ func TestSipgo(t *testing.T) {
 	}()
 	h.play("alice connects\nalice> REGISTER\n<alice 200\n  expires=600", "sipgo")
 	path, contact := <-paths, <-contacts
+	if !strings.Contains(path, ";transport=tcp;") { // else UDP, RFC 3263 §4.1
+		t.Errorf("Path %s: a core would call over UDP", path)
+	}
 
 	h.play("alice> INVITE far\n<alice 180\n<alice 200\n  a=setup:passive\n  SAVPF 8 0\nalice> ACK", "alice calls")
 	receive(t, answered)

@@ -225,7 +225,7 @@ func (c *coreProbe) ask(ctx context.Context, change func(*siptx.Message)) (*sipt
 	m.Add("Contact", "<sip:probe@"+c.contact+";transport=ws>")
 	m.Add("Expires", "60")
 	m.Add("Authorization", digest(c.cfg.IMPI, c.cfg.Domain, "auth-done"))
-	m.Add("Path", "<sip:probe@"+c.cfg.Listen.String()+";lr;ob>")
+	m.Add("Path", "<sip:probe@"+c.cfg.Listen.String()+";transport=tcp;lr;ob>")
 	m.Add("Require", "path")
 	m.Add("Supported", "path")
 	m.Add("P-Visited-Network-ID", `"`+c.cfg.VisitedNetwork+`"`)
