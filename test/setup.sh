@@ -4,8 +4,8 @@ set -eu
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
 need=()
-want() { # command, package
-	if [ -x "/usr/bin/$1" ] || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || command -v "$1" >/dev/null; then
+want() { # command or file, package
+	if [ -e "$1" ] || [ -x "/usr/bin/$1" ] || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || command -v "$1" >/dev/null; then
 		echo "setup: $1 is here"
 	else
 		echo "setup: $1 is missing: package $2"
@@ -23,6 +23,9 @@ want node nodejs
 want npm npm
 want gcc gcc
 want git git
+want kamailio kamailio
+want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
+want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
 		echo "setup: run as root: apt-get install ${need[*]}" >&2
@@ -31,5 +34,7 @@ if [ ${#need[@]} -gt 0 ]; then
 	echo "setup: apt-get install ${need[*]}"
 	as_root apt-get update -qq
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+	# The tests start their own; a service would take port 5060.
+	case " ${need[*]} " in *" kamailio "*) command -v systemctl >/dev/null && as_root systemctl disable --now kamailio 2>/dev/null || true ;; esac
 fi
 echo "setup: done"
