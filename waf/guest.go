@@ -25,22 +25,22 @@ const (
 	sweepEvery = 10 * time.Second
 )
 
-// guestName is an identity's name in the pool, the user part of IMPI and IMPU.
-func guestName(n int) string { return fmt.Sprintf("guest-%02d", n) }
+// GuestName is an identity's name in the pool, the user part of IMPI and IMPU.
+func GuestName(n int) string { return fmt.Sprintf("guest-%02d", n) }
 
-// guestNumber reads a guestName.
+// guestNumber reads a GuestName.
 func guestNumber(name string) (n int, ok bool) {
 	digits, found := strings.CutPrefix(name, "guest-")
 	if !found || len(digits) > 4 {
 		return 0, false
 	}
 	n, err := strconv.Atoi(digits)
-	return n, err == nil && 0 < n && n <= maxGuests && guestName(n) == name
+	return n, err == nil && 0 < n && n <= maxGuests && GuestName(n) == name
 }
 
 // guest is an identity of the pool.
 func (s *Server) guest(n int) user {
-	name := guestName(n)
+	name := GuestName(n)
 	return user{name: name, display: fmt.Sprintf("Guest %d", n), impi: name + "@" + s.cfg.Domain, impu: []string{"sip:" + name + "@" + s.cfg.Domain}}
 }
 
@@ -64,7 +64,7 @@ func (s *Server) lease(r *http.Request, p values, portal Client) (any, *tokenErr
 	}
 	now := time.Now()
 	for _, i := range rand.Perm(s.cfg.Guests) { // not always the same: a guest who left is not at once followed by another
-		name := guestName(i + 1)
+		name := GuestName(i + 1)
 		if taken[name] {
 			continue
 		}

@@ -482,7 +482,7 @@ func FuzzRefreshToken(f *testing.F) {
 		if refreshToken(key, id, ticket) != tok || len(key) > 43 || bucketOf(key) != sessionBucket && bucketOf(key) != guestBucket {
 			t.Fatalf("%q: %q %q %q", tok, key, id, ticket)
 		}
-		if n, guest := guestNumber(key); guest != (bucketOf(key) == guestBucket) || guest && guestName(n) != key {
+		if n, guest := guestNumber(key); guest != (bucketOf(key) == guestBucket) || guest && GuestName(n) != key {
 			t.Fatalf("%q: key %q", tok, key)
 		}
 	})

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +25,7 @@ type probeCmd struct {
 	PwFile  string `name:"password-file" help:"File whose first line is the password." type:"existingfile" placeholder:"FILE"`
 	Callee  string `help:"Call this address, which answers by itself, where the core does not call the caller's own." placeholder:"SIP-URI"`
 	CA      string `name:"ca" help:"PEM file of the CA to trust, instead of the system's." type:"existingfile" placeholder:"FILE"`
+	TURN    string `name:"turn-credential" help:"Who gives the TURN credential: token, the WAF, or edge, the eP-CSCF. Default: as the portal says." enum:",token,edge" default:"" placeholder:"HOW"`
 	Packets int    `help:"Packets of each echo." default:"20"`
 	JSON    bool   `name:"json" help:"Print one JSON document."`
 
@@ -81,18 +84,25 @@ func (c *probeCmd) Run(out io.Writer) error {
 		}
 	} else if len(needs) > 0 {
 		fmt.Fprintf(out, "\n  The core must be provisioned with\n")
+		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		for _, n := range needs {
-			fmt.Fprintf(out, "    %-15s %s: %s\n", n.Where, n.What, n.Value)
+			fmt.Fprintf(w, "    %s\t%s\t%s\t%s\n", n.Where, n.Value, n.What, n.Clause)
+		}
+		if err := w.Flush(); err != nil {
+			return err
 		}
 	}
 	if n := report.Failed(); n > 0 {
 		return fmt.Errorf("%d of %d steps failed", n, len(report.Steps))
 	}
-	return ctx.Err()
+	if ctx.Err() != nil {
+		return errors.New("interrupted: not all steps were taken")
+	}
+	return nil
 }
 
 func (c *probeCmd) way() (probe.Config, error) {
-	cfg := probe.Config{URL: strings.TrimSuffix(c.URL, "/"), Guest: c.Guest, User: c.User, Callee: c.Callee, Packets: c.Packets}
+	cfg := probe.Config{URL: strings.TrimSuffix(c.URL, "/"), Guest: c.Guest, User: c.User, Callee: c.Callee, Packets: c.Packets, TURNCredential: c.TURN}
 	switch {
 	case c.URL == "":
 		return cfg, misuse("probe: which portal?\n  hint: wicgate probe https://localhost:8443 --guest --ca wicgate-data/ca/ca.pem")

@@ -320,15 +320,36 @@ func (h *house) imsagw(*http.ServeMux) error {
 }
 
 func (h *house) democore(*http.ServeMux) error {
+	users, private := h.coreUsers()
 	c, err := democore.New(democore.Config{
 		Log: h.log.With("role", "democore"), Listen: h.file.DemoCore.Listen.AddrPort, Domain: h.file.Domain,
 		Edges: []netip.Prefix{host(h.file.EPCSCF.Listen.Addr())}, VisitedNetwork: h.file.EPCSCF.VisitedNetwork,
+		Users: users, Private: private,
 	})
 	if err != nil {
 		return err
 	}
 	h.add("democore", c.Serve, func() any { return c.Stats() })
 	return nil
+}
+
+// coreUsers are the public identities that democore knows, and the private one of each: those that
+// the WAF of this process gives out. Where the WAF is elsewhere, democore knows every user of the domain.
+func (h *house) coreUsers() (users []string, private map[string]string) {
+	if !h.has("waf") {
+		return nil, nil
+	}
+	names := slices.Clone(h.file.DemoCore.Users)
+	for n := 1; n <= h.file.WAF.Guests; n++ {
+		names = append(names, waf.GuestName(n))
+	}
+	private = map[string]string{}
+	for _, name := range names {
+		impi := name + "@" + h.file.Domain
+		users = append(users, "sip:"+impi)
+		private["sip:"+impi] = impi
+	}
+	return users, private
 }
 
 // demoUsers makes the users of democore, with passwords that exist in this process alone.

@@ -76,6 +76,8 @@ type Config struct {
 	// Callee is called instead of the own address, where the core does not call the caller itself.
 	Callee string
 	Roots  *x509.CertPool // nil: the system's
+	// TURNCredential is who gives it: "token", the WAF; "edge", the eP-CSCF in REGISTER; "" as the portal says.
+	TURNCredential string
 	// Packets of each echo; 0 = 20, at most 500.
 	Packets int
 	// Begin and End are told of each step; nil is nobody.
@@ -162,15 +164,22 @@ func Run(ctx context.Context, cfg Config) Report {
 		ok = r.step(ctx, "log-in", ok, p.logIn) && ok
 	}
 	tokens := ok
-	relays := r.step(ctx, "TURN token", ok, p.turnToken)
+	var relays, registered bool
+	if p.fromEdge() {
+		registered = r.step(ctx, "register", ok, p.register)
+		relays = r.step(ctx, "TURN credential", registered, p.turnCredential)
+	} else {
+		relays = r.step(ctx, "TURN token", ok, p.turnToken)
+	}
 	if relays {
 		relays = false
-		for i := range p.relays {
-			t := p.relays[i]
-			relays = r.step(ctx, "allocate "+t.name, true, t.allocate) || relays
+		for _, t := range p.relays {
+			relays = r.step(ctx, "allocate "+t.name, true, func(ctx context.Context) (string, error) { return p.allocate(ctx, t) }) || relays
 		}
 	}
-	registered := r.step(ctx, "register", ok, p.register)
+	if !p.fromEdge() {
+		registered = r.step(ctx, "register", ok, p.register)
+	}
 	called := r.step(ctx, "call", registered && relays, p.call)
 	for _, t := range p.relays {
 		r.step(ctx, "echo "+t.name, called && t.client != nil, func(ctx context.Context) (string, error) { return t.echo(ctx, p.gateway, cfg.Packets) })
@@ -197,6 +206,8 @@ type probe struct {
 	relays  []*relay
 	a, b    *flow
 	gateway gateway
+
+	credential string // TURN-Credential of the edge
 }
 
 // web is the client of portal and WAF.

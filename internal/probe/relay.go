@@ -30,6 +30,7 @@ type relay struct {
 
 	client  *turnclient.Client // nil: not allocated
 	relayed netip.AddrPort
+	calls   string // how the server calls itself in THIRD-PARTY-AUTHORIZATION (RFC 7635 §6.1)
 }
 
 func newRelay(raw, username string, password secret.Bytes, roots *x509.CertPool) (*relay, error) {
@@ -99,20 +100,23 @@ func (t *relay) allocateAt(ctx context.Context, server netip.AddrPort) (string, 
 		return "", fault{err, "See that the role turn runs and has this address in turn.listen_tcp, and that no firewall is between."}
 	}
 	a, err := c.Allocate(ctx, 0)
+	t.calls = c.ThirdPartyAuthorization()
 	if err != nil {
 		_ = c.Close() // it has failed already
 		return "", allocateFault(err, t.network)
 	}
 	t.client, t.relayed = c, a.Relayed
-	return fmt.Sprintf("relayed address %v, seen as %v, realm %s", a.Relayed, a.Mapped, c.ThirdPartyAuthorization()), nil
+	return fmt.Sprintf("relayed address %v, seen as %v, server %s", a.Relayed, a.Mapped, t.calls), nil
 }
 
 func allocateFault(err error, network string) error {
 	switch code := turnclient.Code(err); {
 	case errors.Is(err, turnclient.ErrTimeout) && network == "udp":
 		return fault{err, "A firewall drops UDP, or turn does not listen there (turn.listen). Browsers take TCP or TLS then, where these work."}
-	case code == 401:
-		return fault{err, "The TURN server refuses the token. Is it another server than the one that tokens are sealed for: turn.name, turn.keys and turn.urls belong together? Do its clock and the WAF's differ by more than 5 s? Its log names the cause."}
+	case code == 401: // see probe.allocate
+		return err
+	case errors.Is(err, turnclient.ErrTimeout):
+		return fault{err, "The connection is there, and nobody answers: is turn.urls that of wicgate's turn?"}
 	case code == 486:
 		return fault{err, "The quota of this log-in is used up (turn.quota)."}
 	case code == 508:
@@ -184,6 +188,7 @@ func (t *relay) echo(ctx context.Context, g gateway, packets int) (string, error
 			m = stun.AppendText(m, stun.AttrUsername, g.ufrag+":"+g.own)
 			m = stun.AppendUint32(m, stun.AttrPriority, 110<<24|65535<<8|255)
 			m = stun.AppendAttr(m, stun.AttrICEControlling, tie[:])
+			m = stun.AppendAttr(m, stun.AttrUseCandidate, nil)
 			m = stun.AppendFingerprint(h.AppendIntegrity(m, []byte(g.pwd)))
 			checks[id] = &sent{at: time.Now()}
 			if err := t.client.Send(g.at, m); err != nil {

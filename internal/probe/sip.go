@@ -191,7 +191,11 @@ func (f *flow) contact() string { return "<sip:probe@" + f.host + ";transport=ws
 func (f *flow) registerFor(ctx context.Context, seconds int) (*siptx.Message, error) {
 	f.cseq++
 	contact := fmt.Sprintf(`%s;+sip.instance="<urn:uuid:%s>";reg-id=1;expires=%d`, f.contact(), f.instance, seconds)
-	err := f.send(f.request("REGISTER", "sip:"+f.p.config.Domain, branch(), f.callID, "<"+f.p.login.IMS.IMPU[0]+">", f.cseq, []string{"Contact: " + contact, "Expires: " + strconv.Itoa(seconds)}, ""))
+	fields := []string{"Contact: " + contact, "Expires: " + strconv.Itoa(seconds)}
+	if seconds > 0 && f.p.fromEdge() {
+		fields = append(fields, "TURN-Credential: request")
+	}
+	err := f.send(f.request("REGISTER", "sip:"+f.p.config.Domain, branch(), f.callID, "<"+f.p.login.IMS.IMPU[0]+">", f.cseq, fields, ""))
 	if err != nil {
 		return nil, faultf("Look into the log of epcscf.", "%w", err)
 	}
@@ -226,11 +230,41 @@ func (p *probe) register(ctx context.Context) (string, error) {
 		if *u.f, err = p.connect(ctx, u.name); err != nil {
 			return "", err
 		}
-		if _, err = (*u.f).registerFor(ctx, 120); err != nil {
+		m, err := (*u.f).registerFor(ctx, 120)
+		if err != nil {
 			return "", err
 		}
+		p.credential = m.Get("TURN-Credential")
 	}
 	return p.login.IMS.IMPU[0] + ", twice, over " + p.config.SIP, nil
+}
+
+// turnCredential is approach 1 of TR 33.872 (6.3.3): the credential that stood in the 200 to REGISTER.
+func (p *probe) turnCredential(context.Context) (string, error) {
+	var s iceServer
+	var until time.Time
+	for _, part := range siptx.Split(p.credential, ',') {
+		name, v, _ := strings.Cut(strings.TrimSpace(part), "=")
+		switch v = strings.Trim(v, `"`); name {
+		case "uri":
+			s.URLs = append(s.URLs, v)
+		case "username":
+			s.Username = v
+		case "password":
+			s.Credential = v
+		case "expires":
+			if n, err := strconv.ParseInt(v, 10, 64); err == nil {
+				until = time.Unix(n, 0)
+			}
+		}
+	}
+	if s.Username == "" || s.Credential == "" {
+		return "", faultf("Set turn.secrets for epcscf and turn, or take tokens: wwsf.turn_credential token.", "the edge gives no TURN-Credential in its 200 to REGISTER")
+	}
+	if err := p.take([]iceServer{s}); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d URLs, until %s", len(p.relays), stamp(until)), nil
 }
 
 func (p *probe) deregister(ctx context.Context) (string, error) {
@@ -311,6 +345,8 @@ func (p *probe) call(ctx context.Context) (string, error) {
 		switch {
 		case own && (m.Status == 480 || m.Status == 404 || m.Status == 482 || m.Status == 486):
 			check = "The core does not call the caller's own address: give another with --callee, that answers by itself."
+		case m.Status == 480 || m.Status == 404 || m.Status == 486:
+			check = "The callee of --callee must be registered and answer by itself: an announcement, an echo service, a conference."
 		case m.Status == 503 || m.Status == 500:
 			check = "See that the role imsagw runs, and has the name that epcscf uses (imsagw.name)."
 		case m.Status == 403:
