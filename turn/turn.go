@@ -69,6 +69,8 @@ type Config struct {
 	TCP []netip.AddrPort
 	// Certificate is the GetCertificate of TLS there; nil = TLS is refused.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// HTTPS takes the connections for the web on an address of TCP that both use; nil = none is.
+	HTTPS *listen.Handover
 	// Connections at once, and those of one source, an IPv4 address or an IPv6 /64.
 	// Zeros mean 8192 and 256.
 	MaxConnections, MaxConnectionsSource int

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wicgate/internal/claims"
+	"wicgate/internal/limit"
 )
 
 const codeBucket = "codes" // by the code's hash; a code that was used leaves a mark under "used."
@@ -131,6 +132,11 @@ func (s *Server) authorize(w http.ResponseWriter, r *http.Request) {
 	}
 	if a.prompt != "login" {
 		sess, ok, err := s.session(r)
+		if ok && err == nil {
+			var over bool
+			over, err = s.ended(r.Context(), sess.Pseudonym) // its record may still be there
+			ok = !over
+		}
 		if err != nil {
 			s.unavailable(w, r, err)
 			return
@@ -189,7 +195,7 @@ type code struct {
 // sendCode issues a code and returns to the client.
 func (s *Server) sendCode(w http.ResponseWriter, r *http.Request, a authorization, sess session) {
 	ticket := randomTicket()
-	b, err := json.Marshal(code{1, a.client.ID, a.redirect, a.challenge, a.scope, sess.user, sess.pseudonym, sess.key, time.Now().Add(s.cfg.CodeLife).Unix()})
+	b, err := json.Marshal(code{1, a.client.ID, a.redirect, a.challenge, a.scope, sess.User, sess.Pseudonym, sess.key, time.Now().Add(s.cfg.CodeLife).Unix()})
 	if err != nil {
 		s.unavailable(w, r, err)
 		return
@@ -201,7 +207,7 @@ func (s *Server) sendCode(w http.ResponseWriter, r *http.Request, a authorizatio
 		return
 	}
 	s.stats.codes.Add(1)
-	s.log.Info("code issued", "client", a.client.ID, "user", sess.user, "pseudonym", sess.pseudonym, "from", source(r))
+	s.log.Info("code issued", "client", a.client.ID, "user", sess.User, "pseudonym", sess.Pseudonym, "from", limit.Source(r))
 	s.redirect(w, a, url.Values{"code": {ticket}})
 }
 

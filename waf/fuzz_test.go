@@ -16,7 +16,9 @@ import (
 )
 
 func fuzzServer(f *testing.F) *Server {
-	s, err := New(testConfig(f, store.NewMemory(), keyring.New(turnName)))
+	cfg := testConfig(f, store.NewMemory(), keyring.New(turnName))
+	guests(1)(&cfg)
+	s, err := New(cfg)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -51,7 +53,7 @@ func checkAnswer(t *testing.T, s *Server, r *httptest.ResponseRecorder) {
 
 func FuzzAuthorize(f *testing.F) {
 	s := fuzzServer(f)
-	_, cookie, err := s.newSession(f.Context(), "alice")
+	_, cookie, err := s.newSession(f.Context(), "alice", "wic")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -98,6 +100,9 @@ func FuzzToken(f *testing.F) {
 	f.Add([]byte(exchangeOf("a.b.c").Encode()), form, "")
 	f.Add([]byte("grant_type=authorization_code&grant_type=x"), form, "")
 	f.Add([]byte("grant_type=%zz"), form, "")
+	f.Add([]byte(refreshOf(refreshToken(strings.Repeat("A", 43), strings.Repeat("B", 22), strings.Repeat("A", 43))).Encode()), form, "")
+	f.Add([]byte(refreshOf(refreshToken("guest-01", strings.Repeat("B", 22), strings.Repeat("A", 43))).Encode()), form, "")
+	f.Add([]byte(asGuest.Encode()), form, "Basic cG9ydGFsOnB3")
 	f.Add([]byte("{}"), "application/json", "")
 	f.Add([]byte{}, "multipart/form-data; boundary=x", "Basic d2ljOg==")
 	f.Add(bytes.Repeat([]byte("a"), maxForm+1), form, "")

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"wicgate/internal/limit"
 	"wicgate/internal/secret"
 	"wicgate/internal/store"
 )
@@ -42,7 +43,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 	}
 	typed := form["username"]
 	password := secret.New([]byte(form["password"]))
-	name, cause, wait, err := s.checkLogin(r.Context(), source(r), typed, password)
+	name, cause, wait, err := s.checkLogin(r.Context(), limit.Source(r), typed, password)
 	switch {
 	case err == nil:
 	case errors.Is(err, errRefused):
@@ -63,13 +64,13 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 	}
 	// Always a new session: a cookie that somebody else put there is worth nothing. The session
 	// before, if any, keeps its pseudonym for the calls of other tabs, until its time is up.
-	sess, cookie, err := s.newSession(r.Context(), name)
+	sess, cookie, err := s.newSession(r.Context(), name, a.client.ID)
 	if err != nil {
 		s.unavailable(w, r, err)
 		return
 	}
 	s.stats.logIns.Add(1)
-	s.log.Info("logged in", "user", name, "pseudonym", sess.pseudonym, "client", a.client.ID, "from", source(r))
+	s.log.Info("logged in", "user", name, "pseudonym", sess.Pseudonym, "client", a.client.ID, "from", limit.Source(r))
 	setCookie(w, cookie)
 	s.sendCode(w, r, a, sess)
 }
@@ -89,10 +90,10 @@ func (s *Server) checkLogin(ctx context.Context, from, typed string, password se
 		who = hashTicket(typed)
 	}
 	for _, l := range []struct {
-		*limiter
+		*limit.Limiter
 		key string
 	}{{s.bySource, from}, {s.byBoth, from + " " + who}, {s.byUser, who}} {
-		if wait, ok := l.take(l.key, now); !ok {
+		if wait, ok := l.Take(l.key, now); !ok {
 			return "", TooManyLogins, wait, errRefused
 		}
 	}
@@ -110,9 +111,9 @@ func (s *Server) checkLogin(ctx context.Context, from, typed string, password se
 		return "", 0, 0, err
 	case right:
 		now = time.Now()
-		s.bySource.giveBack(from, now)
-		s.byBoth.giveBack(from+" "+who, now)
-		s.byUser.giveBack(who, now)
+		s.bySource.GiveBack(from, now)
+		s.byBoth.GiveBack(from+" "+who, now)
+		s.byUser.GiveBack(who, now)
 		return u.name, 0, 0, nil
 	case u.name == "":
 		return "", UnknownUser, 0, errRefused
@@ -163,7 +164,7 @@ func (s *Server) logout(w http.ResponseWriter, r *http.Request) {
 		to = ""
 	}
 	if ok && r.Method == http.MethodGet {
-		p := page{Title: "Log out?", Text: "You are logged in as " + sess.user + ".", Action: "/oauth/logout", Button: "Log out"}
+		p := page{Title: "Log out?", Text: "You are logged in as " + sess.User + ".", Action: "/oauth/logout", Button: "Log out"}
 		if to != "" {
 			p.Action += "?" + url.Values{"client_id": {q.Get("client_id")}, "post_logout_redirect_uri": {to}}.Encode()
 			p.formTo = originOf(to)
@@ -172,12 +173,12 @@ func (s *Server) logout(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if ok {
-		if err := s.logOut(r.Context(), sess); err != nil {
+		if err := s.logOut(r.Context(), sess, ReasonLogout); err != nil {
 			s.unavailable(w, r, err)
 			return
 		}
 		s.stats.logOuts.Add(1)
-		s.log.Info("logged out", "user", sess.user, "pseudonym", sess.pseudonym, "from", source(r))
+		s.log.Info("logged out", "user", sess.User, "pseudonym", sess.Pseudonym, "from", limit.Source(r))
 	}
 	clearCookie(w)
 	if to != "" {

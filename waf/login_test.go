@@ -215,42 +215,6 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
-func TestLimiterIsBounded(t *testing.T) {
-	l := newLimiter(2, time.Minute)
-	now := time.Unix(1_800_000_000, 0)
-	for i := range 3 * maxBuckets {
-		l.take(strconv.Itoa(i), now)
-	}
-	if len(l.m) != maxBuckets || l.lru.Len() != maxBuckets {
-		t.Errorf("%d, %d buckets", len(l.m), l.lru.Len())
-	}
-	last := strconv.Itoa(3*maxBuckets - 1)
-	if _, ok := l.take(last, now); !ok {
-		t.Error("second of two refused")
-	}
-	if wait, ok := l.take(last, now); ok || wait != time.Minute {
-		t.Errorf("third: %v %v", wait, ok)
-	}
-	if wait, ok := l.take(last, now.Add(59*time.Second)); ok || wait < time.Second {
-		t.Errorf("after 59 s: %v %v", wait, ok)
-	}
-	if _, ok := l.take(last, now.Add(time.Minute)); !ok {
-		t.Error("after 60 s refused")
-	}
-	l.giveBack(last, now.Add(time.Minute))
-	if _, ok := l.take(last, now); !ok { // a clock that went back takes nothing
-		t.Error("given back, but refused")
-	}
-	for range 5 {
-		l.giveBack("x", now)
-	}
-	for i := range 3 {
-		if _, ok := l.take("x", now); ok != (i < 2) {
-			t.Error("giving back made the bucket larger")
-		}
-	}
-}
-
 func TestPassword(t *testing.T) {
 	h := newHasher(argonDefault)
 	phc, err := h.hash(t.Context(), secret.New([]byte(password)))

@@ -22,22 +22,116 @@ const (
 
 	sessionBucket = "sessions"   // by the cookie's hash
 	aliveBucket   = "pseudonyms" // by user: the sessions alive
+	guestBucket   = "guests"     // by the name in the pool: leases
 	endedBucket   = "ended"      // by pseudonym: ended before its tokens are
 )
 
-// session is one log-in in one browser.
+// session is one log-in in one browser, or one guest's lease of an identity of the pool. The record
+// in the store is all of it: cookie, refresh tokens and lease end with it, at once.
 type session struct {
-	key       string // in the store: hash of the cookie
-	user      string
-	pseudonym string
-	end       time.Time
+	Version   int     `json:"v"`
+	User      string  `json:"user"` // of a guest: the name in the pool, such as guest-07
+	Pseudonym string  `json:"pseudonym"`
+	Client    string  `json:"client,omitempty"` // who asked for it
+	Since     int64   `json:"since,omitempty"`  // Unix seconds, as are the others
+	End       int64   `json:"end"`              // no token of it lives longer
+	Chains    []chain `json:"chains,omitempty"`
+	Tokens    int64   `json:"tokens,omitempty"` // guests: the end of the last SIP token
+	Over      bool    `json:"over,omitempty"`   // ended before its time; a guest's identity waits for Tokens
+
+	key string         // in its bucket: hash of the cookie, or the guest's name
+	rev store.Revision // as read
 }
 
-type sessionForm struct {
-	Version   int    `json:"v"`
-	User      string `json:"user"`
-	Pseudonym string `json:"pseudonym"`
-	End       int64  `json:"end"` // Unix seconds
+// errNoSession: there is none, or it is over.
+var errNoSession = errors.New("waf: the session is over")
+
+// bucketOf is where a session of that key is kept.
+func bucketOf(key string) string {
+	if isTicket(key) {
+		return sessionBucket
+	}
+	return guestBucket
+}
+
+func (s session) guest() bool { return bucketOf(s.key) == guestBucket }
+
+func (s session) at(now time.Time) bool { return !s.Over && now.Unix() < s.End }
+
+// life is how long the record is kept. A guest's outlives its last SIP token by what clocks may
+// differ, so that no identity is leased twice while a token of it is good anywhere.
+func (s session) life(now time.Time) time.Duration {
+	end := s.End
+	if s.guest() {
+		if s.Over {
+			end = s.Tokens
+		}
+		end += int64(claims.MaxLeeway / time.Second)
+	}
+	return time.Duration(max(1, end-now.Unix())) * time.Second
+}
+
+// readSession returns errNoSession for one that is not there, over, or not readable: its user logs
+// in anew.
+func (s *Server) readSession(ctx context.Context, key string) (session, error) {
+	e, err := s.store.Get(ctx, bucketOf(key), key)
+	if errors.Is(err, store.ErrNotFound) {
+		return session{}, errNoSession
+	}
+	if err != nil {
+		return session{}, err
+	}
+	sess, err := parseSession(e)
+	if err != nil || !sess.at(time.Now()) {
+		return session{}, errNoSession
+	}
+	return sess, nil
+}
+
+func parseSession(e store.Entry) (session, error) {
+	sess := session{key: e.Key, rev: e.Revision}
+	if err := json.Unmarshal(e.Value, &sess); err != nil || sess.Version != 1 {
+		return session{}, errNoSession
+	}
+	return sess, nil
+}
+
+func (s *Server) createSession(ctx context.Context, sess session) error {
+	b, err := json.Marshal(sess)
+	if err == nil {
+		_, err = s.store.Create(ctx, bucketOf(sess.key), sess.key, b, sess.life(time.Now()))
+	}
+	return err
+}
+
+// changeSession applies change to the newest record; change may be called several times. What it
+// did is written where it returns nil or errReused, and its error is returned once that is done: a
+// read alone may be old, and decides nothing.
+func (s *Server) changeSession(ctx context.Context, key string, change func(*session) error) (session, error) {
+	for range 16 { // each turn another node or page won
+		sess, err := s.readSession(ctx, key)
+		if err != nil {
+			return session{}, err
+		}
+		verdict := change(&sess)
+		if verdict != nil && !errors.Is(verdict, errReused) {
+			return sess, verdict
+		}
+		b, err := json.Marshal(sess)
+		if err != nil {
+			return session{}, err
+		}
+		_, err = s.store.CompareAndSet(ctx, bucketOf(key), key, b, sess.rev, sess.life(time.Now()))
+		switch {
+		case err == nil:
+			return sess, verdict
+		case errors.Is(err, store.ErrNotFound):
+			return session{}, errNoSession
+		case !errors.Is(err, store.ErrConflict):
+			return session{}, err
+		}
+	}
+	return session{}, fmt.Errorf("waf: session in bucket %s: %w", bucketOf(key), store.ErrConflict)
 }
 
 type aliveForm struct {
@@ -49,6 +143,8 @@ type alive struct {
 	Pseudonym string `json:"p"`
 	Session   string `json:"s"`
 	End       int64  `json:"end"`
+	Since     int64  `json:"since,omitempty"`
+	Client    string `json:"client,omitempty"`
 }
 
 // randomName is 128 random bits, 22 characters of base64url.
@@ -81,30 +177,28 @@ func hashTicket(t string) string {
 
 // newSession begins a session of the user, with a pseudonym of its own, and ends the oldest where
 // there are too many. It returns the cookie's value.
-func (s *Server) newSession(ctx context.Context, name string) (sess session, cookie string, err error) {
+func (s *Server) newSession(ctx context.Context, name, client string) (sess session, cookie string, err error) {
 	ctx, cancel := inStore(ctx)
 	defer cancel()
 	cookie = randomTicket()
-	sess = session{key: hashTicket(cookie), user: name, pseudonym: randomName(), end: time.Now().Add(s.cfg.SessionLife).Truncate(time.Second)}
-	b, err := json.Marshal(sessionForm{1, name, sess.pseudonym, sess.end.Unix()})
-	if err != nil {
-		return session{}, "", err
-	}
-	if _, err := s.store.Create(ctx, sessionBucket, sess.key, b, s.cfg.SessionLife); err != nil {
+	now := time.Now()
+	sess = session{Version: 1, User: name, Pseudonym: randomName(), Client: client,
+		Since: now.Unix(), End: now.Add(s.cfg.SessionLife).Unix(), key: hashTicket(cookie)}
+	if err := s.createSession(ctx, sess); err != nil {
 		return session{}, "", err
 	}
 	over, err := s.changeAlive(ctx, name, func(list []alive) (keep, over []alive) {
-		list = append(list, alive{sess.pseudonym, sess.key, sess.end.Unix()})
+		list = append(list, alive{sess.Pseudonym, sess.key, sess.End, sess.Since, client})
 		n := max(0, len(list)-s.cfg.MaxSessions)
 		return list[n:], list[:n]
 	})
 	if err != nil {
-		_ = s.deleteSession(ctx, sess.key) // the first error is the one to tell; the TTL ends the session
+		_ = s.drop(ctx, sess.key, sess.Pseudonym) // the first error is the one to tell; the TTL ends the session
 		return session{}, "", err
 	}
 	for _, a := range over {
 		s.log.Info("session ended", "cause", "too many sessions", "user", name, "pseudonym", a.Pseudonym)
-		if err := s.endSession(ctx, a.Session, a.Pseudonym); err != nil {
+		if err := s.end(ctx, a.Session, a.Pseudonym, ReasonReplaced); err != nil {
 			s.log.Warn("ending a session", "pseudonym", a.Pseudonym, "error", err)
 		}
 	}
@@ -128,6 +222,9 @@ func (s *Server) changeAlive(ctx context.Context, name string, change func([]ali
 		now := time.Now().Unix()
 		list := slices.DeleteFunc(f.Alive, func(a alive) bool { return a.End <= now })
 		keep, over := change(list)
+		if err != nil && len(keep) == 0 {
+			return over, nil // nothing there, and nothing to write
+		}
 		b, merr := json.Marshal(aliveForm{1, keep})
 		if merr != nil {
 			return nil, merr
@@ -148,7 +245,7 @@ func (s *Server) changeAlive(ctx context.Context, name string, change func([]ali
 	return nil, fmt.Errorf("waf: sessions of user %q: %w", name, store.ErrConflict)
 }
 
-// session returns the session of a request; ok is false without one.
+// session returns the session of a request's cookie; ok is false without one.
 func (s *Server) session(r *http.Request) (sess session, ok bool, err error) {
 	c, err := r.Cookie(cookieName)
 	if err != nil || !isTicket(c.Value) {
@@ -156,51 +253,11 @@ func (s *Server) session(r *http.Request) (sess session, ok bool, err error) {
 	}
 	ctx, cancel := inStore(r.Context())
 	defer cancel()
-	key := hashTicket(c.Value)
-	e, err := s.store.Get(ctx, sessionBucket, key)
-	if errors.Is(err, store.ErrNotFound) {
+	sess, err = s.readSession(ctx, hashTicket(c.Value))
+	if errors.Is(err, errNoSession) {
 		return session{}, false, nil
 	}
-	if err != nil {
-		return session{}, false, err
-	}
-	var f sessionForm
-	if err := json.Unmarshal(e.Value, &f); err != nil || f.Version != 1 || time.Now().Unix() >= f.End {
-		return session{}, false, nil // one that cannot be read is none: the user logs in anew
-	}
-	return session{key, f.User, f.Pseudonym, time.Unix(f.End, 0)}, true, nil
-}
-
-// logOut ends a session and takes it off the user's list.
-func (s *Server) logOut(ctx context.Context, sess session) error {
-	ctx, cancel := inStore(ctx)
-	defer cancel()
-	err := s.endSession(ctx, sess.key, sess.pseudonym)
-	_, err2 := s.changeAlive(ctx, sess.user, func(list []alive) (keep, over []alive) {
-		return slices.DeleteFunc(list, func(a alive) bool { return a.Pseudonym == sess.pseudonym }), nil
-	})
-	return errors.Join(err, err2)
-}
-
-// endSession makes a pseudonym's tokens worthless here: no further TURN token is issued for it.
-// The mark stays as long as a SIP token of it may live.
-func (s *Server) endSession(ctx context.Context, key, pseudonym string) error {
-	_, err := s.store.Create(ctx, endedBucket, pseudonym, []byte(`{"v":1}`), s.cfg.SIPTokenLife+s.cfg.CodeLife+claims.MaxLeeway)
-	if errors.Is(err, store.ErrExists) {
-		err = nil
-	}
-	return errors.Join(err, s.deleteSession(ctx, key))
-}
-
-func (s *Server) deleteSession(ctx context.Context, key string) error {
-	e, err := s.store.Get(ctx, sessionBucket, key)
-	if err == nil {
-		err = s.store.Delete(ctx, sessionBucket, key, e.Revision)
-	}
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrConflict) {
-		return nil // gone already
-	}
-	return err
+	return sess, err == nil, err
 }
 
 // ended reports whether the session of a pseudonym has been ended. An error means that the store

@@ -15,6 +15,7 @@ import (
 
 	"wicgate/internal/claims"
 	"wicgate/internal/keyring"
+	"wicgate/internal/limit"
 	"wicgate/internal/secret"
 	"wicgate/internal/store"
 	"wicgate/internal/token"
@@ -30,8 +31,11 @@ const (
 
 // grant serves one grant_type.
 type grant struct {
-	// handle returns the body of a 200. p holds each parameter once, none over claims.MaxSize.
-	handle func(r *http.Request, p values) (any, *tokenError)
+	// handle returns the body of a 200. p holds each parameter once, none over claims.MaxSize; auth
+	// is the client that has shown its secret, where the grant is for such.
+	handle func(r *http.Request, p values, auth Client) (any, *tokenError)
+	// confidential: for clients with a secret, and else for those without.
+	confidential bool
 }
 
 // tokenError is an error of RFC 6749 §5.2. text is a constant: no input comes back.
@@ -42,6 +46,7 @@ type tokenError struct {
 	text   string
 	attrs  []any         // for the log
 	wait   time.Duration // Retry-After, where there is one
+	basic  bool          // WWW-Authenticate: Basic (RFC 6749 §5.2)
 }
 
 func bad(c Cause, code, text string, attrs ...any) *tokenError {
@@ -55,44 +60,27 @@ func noStore(err error) *tokenError {
 
 // token is the token endpoint (RFC 6749 §3.2): POST alone, parameters in the body alone, each once.
 func (s *Server) token(w http.ResponseWriter, r *http.Request) {
-	if r.URL.RawQuery != "" {
-		s.refuseToken(w, r, bad(BadParameter, "invalid_request", "parameters belong in the body"))
-		return
-	}
-	if r.Header.Get("Authorization") != "" {
-		// Before anything else, so that a library that tries this first has not spent its code.
-		w.Header().Set("WWW-Authenticate", `Basic realm="wicgate"`) // RFC 6749 §5.2 wants the scheme tried
-		e := bad(ClientSecret, "invalid_client", "clients here have no secret: send client_id in the body")
-		e.status = http.StatusUnauthorized
-		s.refuseToken(w, r, e)
-		return
-	}
-	p, status := s.form(w, r) // logs what it refuses
-	if status != 0 {
-		header(w)
-		writeJSON(w, status, errorBody{"invalid_request", "want one form of at most 16384 bytes, application/x-www-form-urlencoded, each parameter once"})
-		return
-	}
-	for _, v := range p {
-		if len(v) > claims.MaxSize {
-			s.refuseToken(w, r, bad(TooLarge, "invalid_request", "a parameter is too long"))
-			return
-		}
-	}
-	if p["client_secret"] != "" || p["client_assertion"] != "" {
-		s.refuseToken(w, r, bad(ClientSecret, "invalid_client", "clients here have no secret"))
+	p, auth, ok := s.request(w, r)
+	if !ok {
 		return
 	}
 	g, ok := s.grants[p["grant_type"]]
+	var no *tokenError
 	switch {
 	case p["grant_type"] == "":
-		s.refuseToken(w, r, bad(BadParameter, "invalid_request", "grant_type is missing"))
-		return
+		no = bad(BadParameter, "invalid_request", "grant_type is missing")
 	case !ok:
-		s.refuseToken(w, r, bad(BadGrantType, "unsupported_grant_type", "see grant_types_supported in the metadata"))
-		return
+		no = bad(BadGrantType, "unsupported_grant_type", "see grant_types_supported in the metadata")
+	case g.confidential && auth.ID == "":
+		no = bad(ClientSecret, "invalid_client", "this grant is for clients with a secret, sent by HTTP Basic")
+		no.status, no.basic = http.StatusUnauthorized, true
+	case !g.confidential && auth.ID != "":
+		no = bad(BadGrantType, "unauthorized_client", "a client with a secret has the grant client_credentials alone", "client", auth.ID)
 	}
-	body, no := g.handle(r, p)
+	var body any
+	if no == nil {
+		body, no = g.handle(r, p, auth)
+	}
 	if no != nil {
 		s.refuseToken(w, r, no)
 		return
@@ -112,33 +100,71 @@ func (s *Server) refuseToken(w http.ResponseWriter, r *http.Request, e *tokenErr
 	if e.wait > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.wait.Seconds()))))
 	}
+	if e.basic && e.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Basic realm="wicgate"`)
+	}
 	writeJSON(w, e.status, errorBody{e.code, e.text})
 }
 
-// sipToken is the answer to a code.
+// sipToken is the answer to a code, a refresh token or client credentials.
 type sipToken struct {
-	AccessToken string  `json:"access_token"`
-	TokenType   string  `json:"token_type"`
-	ExpiresIn   int64   `json:"expires_in"`
-	Scope       string  `json:"scope"`
-	IMS         imsForm `json:"ims"`
-	Name        string  `json:"name"`
+	AccessToken  string  `json:"access_token"`
+	TokenType    string  `json:"token_type"`
+	ExpiresIn    int64   `json:"expires_in"`
+	RefreshToken string  `json:"refresh_token"`
+	Scope        string  `json:"scope"`
+	IMS          imsForm `json:"ims"`
+	Name         string  `json:"name"`
+	Pseudonym    string  `json:"pseudonym"`
 }
 
 type imsForm struct {
-	IMPI   string   `json:"impi"`
-	IMPU   []string `json:"impu"`
-	Domain string   `json:"domain"`
+	IMPI     string   `json:"impi"`
+	IMPU     []string `json:"impu"`
+	Domain   string   `json:"domain"`
+	Scenario int      `json:"scenario"`
+}
+
+// issue signs a SIP token for u in a session, and tells the enforcers how long that lives now.
+func (s *Server) issue(r *http.Request, sess session, u user, client, scope, refresh string) (any, *tokenError) {
+	who := []any{"client", client, "user", sess.User, "pseudonym", sess.Pseudonym}
+	now := time.Now()
+	scenario, end := claims.ScenarioWeb, min(now.Add(s.cfg.SIPTokenLife).Unix(), sess.End)
+	if sess.guest() {
+		scenario, end = claims.ScenarioPool, sess.Tokens
+	}
+	if end <= now.Unix() {
+		return nil, bad(SessionEnded, "invalid_grant", "the session has ended: log in again", who...)
+	}
+	c := claims.SIP{
+		Issuer: s.cfg.Issuer, Subject: u.name, Audience: s.cfg.Audience, ClientID: client,
+		IssuedAt: now.Unix(), NotBefore: now.Unix(), Expiry: end,
+		ID: randomName(), Scope: scope, Pseudonym: sess.Pseudonym,
+		IMS: claims.IMS{IMPI: u.impi, IMPU: u.impu, Scenario: scenario},
+	}
+	tok, err := s.signSIP(c)
+	if err != nil {
+		return nil, noStore(err) // a record with identities too long for a token
+	}
+	if s.cfg.News != nil {
+		if err := s.cfg.News.Extend(sess.Pseudonym, time.Unix(end, 0)); err != nil {
+			s.log.Warn("telling how long a session lives", append(who, "error", err)...)
+		}
+	}
+	s.stats.sipTokens.Add(1)
+	life := end - c.IssuedAt
+	s.log.Info("SIP token issued", append(who, "jti", c.ID, "life", time.Duration(life)*time.Second, "scenario", scenario, "from", limit.Source(r))...)
+	return sipToken{tok, "Bearer", life, refresh, scope, imsForm{u.impi, u.impu, s.cfg.Domain, scenario}, u.display, sess.Pseudonym}, nil
 }
 
 // redeemCode is the grant authorization_code (RFC 6749 §4.1.3, RFC 7636 §4.5).
 //
 // The code is taken from the store before anything about the request is judged: of several that
 // bring it exactly one goes on, and a wrong verifier costs the code.
-func (s *Server) redeemCode(r *http.Request, p values) (any, *tokenError) {
-	client, ok := s.clients[p["client_id"]]
-	if !ok {
-		return nil, bad(UnknownClient, "invalid_client", "client_id is missing or not registered", "client", short(p["client_id"]))
+func (s *Server) redeemCode(r *http.Request, p values, _ Client) (any, *tokenError) {
+	client, no := s.public(p)
+	if no != nil {
+		return nil, no
 	}
 	switch {
 	case p["code"] == "":
@@ -162,31 +188,24 @@ func (s *Server) redeemCode(r *http.Request, p values) (any, *tokenError) {
 	case !verifierFits(p["code_verifier"], c.Challenge):
 		return nil, bad(WrongVerifier, "invalid_grant", "code_verifier does not match", who...)
 	}
-	if over, err := s.ended(r.Context(), c.Pseudonym); err != nil {
-		return nil, noStore(err)
-	} else if over {
-		return nil, bad(SessionEnded, "invalid_grant", "the session has ended: log in again", who...)
+	ctx, cancel := inStore(r.Context())
+	defer cancel()
+	u, no := s.identityOf(ctx, session{User: c.User, Pseudonym: c.Pseudonym, key: c.Session})
+	if no != nil {
+		no.attrs = append(no.attrs, who...)
+		return nil, no
 	}
-	u, err := s.readUser(r.Context(), c.User)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, bad(UnknownUser, "invalid_grant", "the session has ended: log in again", who...)
+	var refresh string
+	sess, err := s.changeSession(ctx, c.Session, func(sess *session) error {
+		refresh = sess.begin(client.ID, c.Scope, time.Now())
+		return nil
+	})
+	if errors.Is(err, errNoSession) {
+		return nil, bad(SessionEnded, "invalid_grant", "the session has ended: log in again", who...)
 	} else if err != nil {
 		return nil, noStore(err)
 	}
-	now := time.Now()
-	payload := claims.SIP{
-		Issuer: s.cfg.Issuer, Subject: u.name, Audience: s.cfg.Audience, ClientID: client.ID,
-		IssuedAt: now.Unix(), NotBefore: now.Unix(), Expiry: now.Add(s.cfg.SIPTokenLife).Unix(),
-		ID: randomName(), Scope: c.Scope, Pseudonym: c.Pseudonym,
-		IMS: claims.IMS{IMPI: u.impi, IMPU: u.impu, Scenario: 2},
-	}
-	tok, err := s.signSIP(payload)
-	if err != nil {
-		return nil, noStore(err) // a record with identities too long for a token
-	}
-	s.stats.sipTokens.Add(1)
-	s.log.Info("SIP token issued", append(who, "jti", payload.ID, "life", s.cfg.SIPTokenLife, "from", source(r))...)
-	return sipToken{tok, "Bearer", int64(s.cfg.SIPTokenLife / time.Second), c.Scope, imsForm{u.impi, u.impu, s.cfg.Domain}, u.display}, nil
+	return s.issue(r, sess, u, client.ID, c.Scope, refresh)
 }
 
 func (s *Server) signSIP(c claims.SIP) (string, error) {
@@ -252,7 +271,7 @@ func (s *Server) replayed(ctx context.Context, value []byte) *tokenError {
 		return e
 	}
 	e.attrs = []any{"user", c.User, "pseudonym", c.Pseudonym, "issued_to", c.Client, "effect", "session ended"}
-	if err := s.logOut(ctx, session{key: c.Session, user: c.User, pseudonym: c.Pseudonym}); err != nil {
+	if err := s.logOut(ctx, session{key: c.Session, User: c.User, Pseudonym: c.Pseudonym}, ReasonRevoked); err != nil {
 		e.attrs = append(e.attrs, "error", err)
 	}
 	return e
@@ -283,7 +302,7 @@ type iceServer struct {
 //
 // The life of the TURN token does not end with the SIP token's: a call may outlast a registration's
 // refresh. RFC 8693 §2.2.2 wants invalid_request for every fault of the subject_token.
-func (s *Server) exchange(r *http.Request, p values) (any, *tokenError) {
+func (s *Server) exchange(r *http.Request, p values, _ Client) (any, *tokenError) {
 	c, no := s.subject(p)
 	if no != nil {
 		return nil, no
@@ -306,7 +325,7 @@ func (s *Server) exchange(r *http.Request, p values) (any, *tokenError) {
 	default:
 		return nil, bad(BadParameter, "invalid_request", "alg must be HMAC-SHA-1 or HMAC-SHA-256", who...)
 	}
-	if wait, ok := s.byPseudonym.take(c.Pseudonym, time.Now()); !ok {
+	if wait, ok := s.byPseudonym.Take(c.Pseudonym, time.Now()); !ok {
 		e := bad(TooManyTokens, "temporarily_unavailable", "too many tokens for this log-in", who...)
 		e.status, e.wait = http.StatusTooManyRequests, wait
 		return nil, e
@@ -329,7 +348,7 @@ func (s *Server) exchange(r *http.Request, p values) (any, *tokenError) {
 		return nil, noStore(err)
 	}
 	s.stats.turnTokens.Add(1)
-	s.log.Info("TURN token issued", append(who, "server", ring.Server(), "life", s.cfg.TURNTokenLife, "from", source(r))...)
+	s.log.Info("TURN token issued", append(who, "server", ring.Server(), "life", s.cfg.TURNTokenLife, "from", limit.Source(r))...)
 	return turnToken{
 		AccessToken:     base64.StdEncoding.EncodeToString(tok),
 		IssuedTokenType: typeAccessToken,
@@ -412,6 +431,7 @@ func (s *Server) cors(method string, next http.HandlerFunc) http.HandlerFunc {
 		origin := r.Header.Get("Origin")
 		if origins[origin] {
 			h.Set("Access-Control-Allow-Origin", origin)
+			h.Set("Access-Control-Expose-Headers", "Date, Retry-After") // Date tells a page that its clock is wrong
 		}
 		switch {
 		case r.Method == method:

@@ -431,7 +431,7 @@ func TestSessionsAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if _, _, err := l.s.newSession(t.Context(), "alice"); err != nil {
+			if _, _, err := l.s.newSession(t.Context(), "alice", "wic"); err != nil {
 				t.Errorf("%d: %v", i, err)
 			}
 		})
@@ -493,6 +493,8 @@ func TestCORS(t *testing.T) {
 		{"/oauth/token", "POST", "https://evil.test", false},
 		{"/oauth/token", "POST", "null", false},
 		{"/oauth/token", "POST", "http://portal.ims.test", false},
+		{"/oauth/revoke", "POST", "https://portal.ims.test", true},
+		{"/oauth/revoke", "POST", "https://evil.test", false},
 		{"/oauth/jwks", "GET", "https://portal.ims.test", true},
 		{"/oauth/jwks", "GET", "https://evil.test", false},
 		{"/.well-known/oauth-authorization-server", "GET", "https://portal.ims.test", true},
@@ -505,6 +507,9 @@ func TestCORS(t *testing.T) {
 		want := ""
 		if c.allowed {
 			want = c.origin
+			if got := real.Header.Get("Access-Control-Expose-Headers"); got != "Date, Retry-After" {
+				t.Errorf("%s exposes %q", c.path, got)
+			}
 			if pre.StatusCode != http.StatusNoContent || pre.Header.Get("Access-Control-Allow-Methods") != c.method || pre.Header.Get("Access-Control-Allow-Headers") != "Content-Type" {
 				t.Errorf("%s: preflight %d %v", c.path, pre.StatusCode, pre.Header)
 			}

@@ -74,7 +74,16 @@ func (s *Server) writeUser(ctx context.Context, u User) error {
 			return fmt.Errorf("public identity %q: want one SIP URI, no wildcard", i)
 		}
 	}
+	_, reserved := guestNumber(name)
+	for _, i := range append([]string{u.IMPI}, u.IMPU...) {
+		at, _, _ := strings.Cut(strings.TrimPrefix(strings.ToLower(i), "sip:"), "@")
+		if _, is := guestNumber(at); is {
+			reserved = true
+		}
+	}
 	switch {
+	case reserved:
+		return errors.New("guest-01 and the like, as name or identity, are the pool's for guests; take another")
 	case !ok || name != u.Name:
 		return errors.New("want a name of 1 to 64 of a-z 0-9 . _ - @ +")
 	case u.Password.IsZero() || len(u.Password.Expose()) > maxPassword:

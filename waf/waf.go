@@ -12,6 +12,10 @@
 //	  POST /oauth/token (code, verifier) ─►   code taken once; SIP token           ──►   codes
 //	  POST /oauth/token (token-exchange) ─►   TURN token; by signature alone, the
 //	                                          store is asked for ended sessions only
+//	POST /oauth/revoke (token)         ─►   session ended; enforcers told        ──►   ended, sessions
+//
+//	wwsf
+//	  POST /oauth/token (client cred.)   ─►   identity leased; SIP and refresh token ─►  guests
 //
 // It holds no TLS and no socket: cmd/wicgate mounts Handler on the shared HTTPS origin. It keeps
 // nothing in memory but rate limits, so several of them may serve one issuer.
@@ -25,7 +29,6 @@ import (
 	"fmt"
 	"html/template"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -38,6 +41,7 @@ import (
 
 	"wicgate/internal/claims"
 	"wicgate/internal/keyring"
+	"wicgate/internal/limit"
 	"wicgate/internal/secret"
 	"wicgate/internal/store"
 	"wicgate/internal/token"
@@ -62,15 +66,19 @@ type Config struct {
 	TURNURLs map[string][]string
 	// SigningKeyFile holds the ES256 key of SIP tokens, PEM, 0600. It is made when absent.
 	SigningKeyFile string
-	// Clients are the registered public clients.
+	// Clients are the registered clients.
 	Clients []Client
 	// Users are written to the store by New; others there are kept.
 	Users []User
-	// SIPTokenLife is the life of a SIP token: 1 s to 24 h, default 1 h.
+	// SIPTokenLife is the life of a SIP token: 1 s to 24 h, default 1 h. It ends with its session, if
+	// that is earlier, and guests' after 10 min.
 	SIPTokenLife time.Duration
 	// TURNTokenLife is the life of a TURN token: 1 s to 24 h, default 1 h. Below 3 min browsers
 	// refresh their allocations without pause.
 	TURNTokenLife time.Duration
+	// EdgeCredentialLife is the life of TURN credentials that the edge gives for a SIP token (TR 33.872
+	// 6.3.3), default 1 h: so long is a revocation to be remembered.
+	EdgeCredentialLife time.Duration
 	// CodeLife is the life of an authorization code: 1 s to 10 min (RFC 6749 §4.1.2), default 60 s.
 	CodeLife time.Duration
 	// SessionLife is how long after the log-in a session ends whatever happens: 1 s to 30 days,
@@ -79,22 +87,17 @@ type Config struct {
 	// MaxSessions is how many sessions, and so pseudonyms, of one user may be alive: the oldest
 	// ends for a new one. 1 to 64, default 16.
 	MaxSessions int
+	// Guests is the size of the pool of identities for guests, 0 to 1000. They are
+	// sip:guest-01@Domain and so on; no user may have one of them. Default 0: no guests.
+	Guests int
+	// GuestLife is how long after its last renewal a guest's lease ends: 1 s to 24 h, default 30 min.
+	GuestLife time.Duration
+	// News is told how long sessions live and when they end. Nil: nobody is.
+	News News
 	// Note is a sentence shown below the log-in form. Empty: none.
 	Note string
 
 	argon argonCost // zero: the default; tests take less
-}
-
-// Client is a public client (RFC 6749 §2.1): a page or program that can keep no secret.
-type Client struct {
-	// ID is its client_id.
-	ID string
-	// Name is shown on the log-in page.
-	Name string
-	// RedirectURIs are compared byte by byte (RFC 9700 §4.1.3).
-	RedirectURIs []string
-	// Origins may read answers of the token endpoint from a page (CORS), such as https://portal.example.
-	Origins []string
 }
 
 const (
@@ -120,8 +123,10 @@ type Server struct {
 	mux     *http.ServeMux
 	stats   counters
 
-	bySource, byUser, byBoth *limiter // log-ins
-	byPseudonym              *limiter // TURN tokens
+	bySource, byUser, byBoth *limit.Limiter // log-ins
+	byPseudonym              *limit.Limiter // TURN tokens, refreshes
+	bySecret                 *limit.Limiter // wrong client secrets, by source
+	noSecret                 secret.Bytes   // to compare with where there is none
 	lines                    *rate.Limiter
 	dropped                  atomic.Uint64 // log lines not written since the last one that was
 }
@@ -147,11 +152,12 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, log: cfg.Log, store: cfg.Store, signer: sig,
 		clients: map[string]Client{}, rings: map[string]*keyring.Ring{},
 		csrf: http.NewCrossOriginProtection(), hasher: newHasher(cfg.argon),
-		bySource:    newLimiter(30, 2*time.Second),
-		byUser:      newLimiter(30, 30*time.Second),
-		byBoth:      newLimiter(6, 15*time.Second),
-		byPseudonym: newLimiter(60, time.Second),
-		lines:       rate.NewLimiter(20, 100),
+		bySource:    limit.New(30, 2*time.Second),
+		byUser:      limit.New(30, 30*time.Second),
+		byBoth:      limit.New(6, 15*time.Second),
+		byPseudonym: limit.New(60, time.Second),
+		bySecret:    limit.New(10, 10*time.Second), noSecret: secret.Random(MinSecret),
+		lines: rate.NewLimiter(20, 100),
 	}
 	for _, c := range cfg.Clients {
 		s.clients[c.ID] = c
@@ -160,8 +166,12 @@ func New(cfg Config) (*Server, error) {
 		s.rings[r.Server()] = r
 	}
 	s.grants = map[string]grant{
-		grantCode:     {s.redeemCode},
-		grantExchange: {s.exchange},
+		grantCode:     {handle: s.redeemCode},
+		grantRefresh:  {handle: s.refresh},
+		grantExchange: {handle: s.exchange},
+	}
+	if cfg.Guests > 0 {
+		s.grants[grantClient] = grant{handle: s.lease, confidential: true}
 	}
 	if err := s.csrf.AddTrustedOrigin(cfg.Issuer); err != nil {
 		return nil, fmt.Errorf("waf: %w", err)
@@ -187,8 +197,10 @@ func (c Config) withDefaults() Config {
 	}
 	set(&c.SIPTokenLife, time.Hour)
 	set(&c.TURNTokenLife, time.Hour)
+	set(&c.EdgeCredentialLife, time.Hour)
 	set(&c.CodeLife, time.Minute)
 	set(&c.SessionLife, 12*time.Hour)
+	set(&c.GuestLife, 30*time.Minute)
 	if c.MaxSessions == 0 {
 		c.MaxSessions = 16
 	}
@@ -236,8 +248,10 @@ func (c Config) validate() error {
 	}{
 		{"waf.sip_token_life", c.SIPTokenLife, 24 * time.Hour},
 		{"waf.turn_token_life", c.TURNTokenLife, token.MaxLifetime},
+		{"life of the edge's TURN credentials", c.EdgeCredentialLife, 48 * time.Hour},
 		{"code life", c.CodeLife, 10 * time.Minute},
 		{"session life", c.SessionLife, maxSessionLife},
+		{"waf.guest_life", c.GuestLife, 24 * time.Hour},
 	} {
 		if l.life < time.Second || l.life > l.max || l.life%time.Second != 0 {
 			return fmt.Errorf("%s of %v: want whole seconds, 1s to %v", l.key, l.life, l.max)
@@ -246,27 +260,10 @@ func (c Config) validate() error {
 	if c.MaxSessions < 1 || c.MaxSessions > 64 {
 		return fmt.Errorf("%d sessions per user: want 1 to 64", c.MaxSessions)
 	}
-	ids := map[string]bool{}
-	for _, cl := range c.Clients {
-		if cl.ID == "" || len(cl.ID) > 128 || ids[cl.ID] {
-			return fmt.Errorf("client id %q: want 1 to 128 bytes, each once", cl.ID)
-		}
-		ids[cl.ID] = true
-		if len(cl.RedirectURIs) == 0 {
-			return fmt.Errorf("client %q has no redirect URI", cl.ID)
-		}
-		for _, r := range cl.RedirectURIs {
-			if err := checkWebURL(r); err != nil {
-				return fmt.Errorf("client %q: redirect URI %q: %w", cl.ID, r, err)
-			}
-		}
-		for _, o := range cl.Origins {
-			if u, err := url.Parse(o); err != nil || checkWebURL(o) != nil || u.Scheme+"://"+u.Host != o {
-				return fmt.Errorf("client %q: origin %q: want https://host[:port] and nothing more", cl.ID, o)
-			}
-		}
+	if c.Guests < 0 || c.Guests > maxGuests {
+		return fmt.Errorf("waf.guests of %d: want 0 to %d", c.Guests, maxGuests)
 	}
-	return nil
+	return c.validateClients()
 }
 
 // checkWebURL takes https, and http for a program on the same machine (RFC 8252 §7.3).
@@ -297,6 +294,7 @@ func (s *Server) route() {
 	s.mux.HandleFunc("/.well-known/oauth-authorization-server", s.cors(http.MethodGet, s.metadata))
 	s.mux.HandleFunc("/oauth/jwks", s.cors(http.MethodGet, s.jwks))
 	s.mux.HandleFunc("/oauth/token", s.cors(http.MethodPost, s.token))
+	s.mux.HandleFunc("/oauth/revoke", s.cors(http.MethodPost, s.revoke))
 	s.mux.HandleFunc("/oauth/authorize", s.authorize)
 	s.mux.Handle("/oauth/login", s.csrf.Handler(http.HandlerFunc(s.login)))
 	s.mux.Handle("/oauth/logout", s.csrf.Handler(http.HandlerFunc(s.logout)))
@@ -309,33 +307,28 @@ func (s *Server) route() {
 // Handler serves /oauth/ and /.well-known/oauth-authorization-server.
 func (s *Server) Handler() http.Handler { return s.mux }
 
-// Serve runs until ctx ends. The WAF starts nothing of its own: what goes on in Handler belongs to
-// the HTTP server that called it.
+// Serve ends leases of guests that were not renewed, until ctx ends. It starts nothing of its own:
+// what goes on in Handler belongs to the HTTP server that called it.
 func (s *Server) Serve(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	if s.cfg.Guests == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			s.sweep(ctx)
+		}
+	}
 }
 
 // inStore bounds an access to the store.
 func inStore(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, storeTime)
-}
-
-// source is whom a request counts for in rate limits and logs: an IPv4 address, or the /64 of an
-// IPv6 address, of which one subscriber has many.
-func source(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return "unknown"
-	}
-	a, err := netip.ParseAddr(host)
-	if err != nil {
-		return "unknown"
-	}
-	if a = a.Unmap().WithZone(""); a.Is4() {
-		return a.String()
-	}
-	return netip.PrefixFrom(a, 64).Masked().String()
 }
 
 // refused counts a refusal and logs it, the latter within a budget: strangers cause these lines.
@@ -346,10 +339,10 @@ func (s *Server) refused(r *http.Request, c Cause, attrs ...any) {
 		return
 	}
 	level := slog.LevelInfo
-	if c == CodeReplayed || c == StoreUnavailable {
+	if c == CodeReplayed || c == RefreshReused || c == PoolEmpty || c == StoreUnavailable {
 		level = slog.LevelWarn
 	}
-	attrs = append([]any{"cause", c.String(), "path", r.URL.Path, "from", source(r)}, attrs...)
+	attrs = append([]any{"cause", c.String(), "path", r.URL.Path, "from", limit.Source(r)}, attrs...)
 	if n := s.dropped.Swap(0); n > 0 {
 		attrs = append(attrs, "lines_dropped_before", n)
 	}
@@ -390,19 +383,25 @@ func (s *Server) metadata(w http.ResponseWriter, _ *http.Request) {
 		grants = append(grants, g)
 	}
 	slices.Sort(grants)
+	methods := []string{"none"}
+	if s.cfg.Guests > 0 {
+		methods = append(methods, "client_secret_basic")
+	}
 	w.Header().Set("Cache-Control", "public, max-age=300")
 	header(w)
 	writeJSON(w, http.StatusOK, map[string]any{ // RFC 8414 §2
 		"issuer":                                         s.cfg.Issuer,
 		"authorization_endpoint":                         at("/oauth/authorize"),
 		"token_endpoint":                                 at("/oauth/token"),
+		"revocation_endpoint":                            at("/oauth/revoke"),
 		"end_session_endpoint":                           at("/oauth/logout"), // OpenID Connect RP-Initiated Logout 1.0 §2.1
 		"jwks_uri":                                       at("/oauth/jwks"),
 		"scopes_supported":                               []string{claims.Scope},
 		"response_types_supported":                       []string{"code"},
 		"response_modes_supported":                       []string{"query"},
 		"grant_types_supported":                          grants,
-		"token_endpoint_auth_methods_supported":          []string{"none"},
+		"token_endpoint_auth_methods_supported":          methods,
+		"revocation_endpoint_auth_methods_supported":     []string{"none"},
 		"code_challenge_methods_supported":               []string{"S256"},
 		"authorization_response_iss_parameter_supported": true, // RFC 9207 §3
 	})

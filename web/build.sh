@@ -32,7 +32,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
 
 say "tests"
-esbuild test/*.test.ts --bundle --platform=node --format=esm --target=node18 --log-level=warning \
+esbuild test/*.test.ts --bundle --platform=node --format=esm --target=node18 --alias:debug=./src/quiet.cjs --log-level=warning \
 	--outdir="$work/test" --out-extension:.js=.mjs
 node --test "$work"/test/*.mjs >"$work/test.log" 2>&1 || {
 	cat "$work/test.log" >&2

@@ -80,7 +80,8 @@ func TestNothingInline(t *testing.T) {
 // What the page's own sources promise to tests and to readers of a screen is in the HTML.
 func TestHooks(t *testing.T) {
 	html := string(Files()[Index].Body)
-	for _, id := range []string{"login", "callee", "call", "answer", "decline", "hangup", "mute", "error", "live", "path", "remote"} {
+	for _, id := range []string{"login", "callee", "call", "answer", "decline", "hangup", "mute", "error", "live", "path", "remote",
+		"guest", "video-call", "answer-video", "camera", "settings", "microphone-choice", "camera-choice", "speaker-choice", "remote-video", "local-video", "life", "plots"} {
 		if strings.Count(html, ` id="`+id+`"`) != 1 {
 			t.Errorf("want one element #%s", id)
 		}

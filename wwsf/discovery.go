@@ -32,9 +32,14 @@ type metadata struct {
 	Authorization string   `json:"authorization_endpoint"`
 	Token         string   `json:"token_endpoint"`
 	EndSession    string   `json:"end_session_endpoint,omitempty"`
+	Revocation    string   `json:"revocation_endpoint,omitempty"`
 	ISS           bool     `json:"authorization_response_iss_parameter_supported"`
 	PKCE          []string `json:"code_challenge_methods_supported,omitempty"`
+	Grants        []string `json:"grant_types_supported,omitempty"`
 }
+
+// grants says whether the WAF has a grant.
+func (m *metadata) grants(name string) bool { return slices.Contains(m.Grants, name) }
 
 // discovery knows the WAF's metadata, or asks for it.
 type discovery struct {
@@ -163,6 +168,7 @@ func (m *metadata) check(issuer string) error {
 		{"authorization_endpoint", m.Authorization, true},
 		{"token_endpoint", m.Token, true},
 		{"end_session_endpoint", m.EndSession, false},
+		{"revocation_endpoint", m.Revocation, false},
 	} {
 		if e.url == "" {
 			if e.required {

@@ -37,11 +37,11 @@ func policy(waf, edge string) string {
 	}, "; ")
 }
 
-// permissions is the Permissions-Policy: the microphone and sound for this page, and nothing else that asks.
-const permissions = "microphone=(self), autoplay=(self), camera=(), display-capture=(), geolocation=(), " +
+// permissions is the Permissions-Policy: microphone, camera and sound for this page, and nothing else that asks.
+const permissions = "microphone=(self), camera=(self), autoplay=(self), display-capture=(), geolocation=(), " +
 	"usb=(), serial=(), hid=(), midi=(), payment=(), publickey-credentials-get=(), browsing-topics=()"
 
-// Handler serves the portal on "/", "/assets/" and "/config.json", and a 404 page elsewhere.
+// Handler serves the portal on "/", "/assets/", "/config.json" and "/guest", and a 404 page elsewhere.
 func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
@@ -56,6 +56,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	h.Set("Referrer-Policy", "no-referrer") // the WAF's redirect has the code in its query
 	if r.TLS != nil && !isLocal(r.Host) {
 		h.Set("Strict-Transport-Security", hsts)
+	}
+	if r.URL.Path == "/guest" {
+		s.guest(w, r)
+		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		s.refused.Add(1)
@@ -135,6 +139,10 @@ type pageConfig struct {
 	Scope    string `json:"scope"`
 	SIPURL   string `json:"sip_url"`
 	Domain   string `json:"domain"`
+	// Guests: somebody may join without a log-in, by POST /guest.
+	Guests bool `json:"guests"`
+	// TURNCredential is where credentials for TURN come from: "token" or "edge".
+	TURNCredential string `json:"turn_credential"`
 }
 
 func (s *Server) config(w http.ResponseWriter) {
@@ -150,8 +158,9 @@ func (s *Server) config(w http.ResponseWriter) {
 		return
 	}
 	s.configs.Add(1)
-	c := pageConfig{metadata: *m, ClientID: s.cfg.ClientID, Scope: s.cfg.Scope, SIPURL: s.cfg.SIPURL, Domain: s.cfg.Domain}
-	c.PKCE = nil // checked here, of no use to the page
+	c := pageConfig{metadata: *m, ClientID: s.cfg.ClientID, Scope: s.cfg.Scope, SIPURL: s.cfg.SIPURL, Domain: s.cfg.Domain,
+		Guests: s.guests(m), TURNCredential: s.cfg.TURNCredential}
+	c.PKCE, c.Grants = nil, nil // looked at here, of no use to the page
 	reply(w, http.StatusOK, c)
 }
 

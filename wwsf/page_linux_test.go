@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -29,6 +30,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/coder/websocket"
 	"github.com/pion/logging"
+	"github.com/pion/rtcp"
 	"github.com/pion/turn/v5"
 	"github.com/pion/webrtc/v4"
 )
@@ -60,13 +62,24 @@ type world struct {
 	life       int                 // of a SIP token, s
 	ended      bool                // no session at the WAF: prompt=none is refused
 	silent     int                 // requests with prompt=none
+	portal     map[string]any      // what /config.json says besides
+	turnLife   int                 // of a TURN token, s
+	refreshes  int                 // tokens given for a refresh token
+	noGuest    int                 // status with which guests are refused; 0 lets them in
+	ahead      time.Duration       // of the servers' clock
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, challenges: map[string]string{}, asked: map[string][]string{}, life: 3600, turnURL: startTURN(t)}
+	w := &world{t: t, challenges: map[string]string{}, asked: map[string][]string{}, life: 3600, turnLife: 3600, turnURL: startTURN(t)}
 	mux := http.NewServeMux()
-	srv := httptest.NewTLSServer(mux)
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.mu.Lock()
+		ahead := w.ahead
+		w.mu.Unlock()
+		rw.Header().Set("Date", time.Now().Add(ahead).UTC().Format(http.TimeFormat))
+		mux.ServeHTTP(rw, r)
+	}))
 	t.Cleanup(srv.Close)
 	w.origin = strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
 	w.edge = &edge{t: t}
@@ -79,6 +92,26 @@ func newWorld(t *testing.T) *world {
 		})},
 	})
 	mux.Handle("/", s.Handler())
+	mux.HandleFunc("/config.json", func(rw http.ResponseWriter, r *http.Request) {
+		rec := httptest.NewRecorder()
+		s.Handler().ServeHTTP(rec, r)
+		var c map[string]any
+		if err := json.Unmarshal(rec.Body.Bytes(), &c); err != nil {
+			t.Error(err)
+		}
+		w.with(func() { maps.Copy(c, w.portal) })
+		rw.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(rw).Encode(c); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.HandleFunc("POST /guest", w.guest)
+	mux.HandleFunc("POST /oauth/revoke", func(_ http.ResponseWriter, r *http.Request) {
+		if err := r.ParseForm(); err != nil {
+			t.Error(err)
+		}
+		w.with(func() { w.asked["revoke"] = append(w.asked["revoke"], r.PostForm.Encode()) })
+	})
 	mux.Handle("/sip", w.edge)
 	mux.HandleFunc(wellKnown, func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
@@ -133,16 +166,25 @@ func (w *world) token(rw http.ResponseWriter, r *http.Request) {
 			w.t.Errorf("code %q with a verifier for %q", r.PostForm.Get("code"), got)
 		}
 		answer = map[string]any{
-			"access_token": testToken, "token_type": "Bearer", "expires_in": w.life, "scope": "sip", "name": "Alice",
+			"access_token": testToken, "token_type": "Bearer", "expires_in": w.life, "scope": "sip", "name": "Alice", "refresh_token": "refresh-0",
 			"ims": map[string]any{"impi": "alice@ims.test", "impu": []string{"sip:alice@ims.test"}, "domain": "ims.test"},
 		}
+	case "refresh_token":
+		if want := fmt.Sprintf("refresh-%d", w.refreshes); r.PostForm.Get("refresh_token") != want || r.PostForm.Get("client_id") != "wic" {
+			w.t.Errorf("refresh: %v, want %s", r.PostForm, want)
+		}
+		w.refreshes++
+		answer = map[string]any{
+			"access_token": fmt.Sprintf("%s-%d", testToken, w.refreshes), "token_type": "Bearer", "expires_in": w.life, "scope": "sip", "name": "Alice",
+			"ims": map[string]any{"impi": "alice@ims.test", "impu": []string{"sip:alice@ims.test"}, "domain": "ims.test"}, "refresh_token": fmt.Sprintf("refresh-%d", w.refreshes),
+		}
 	case "urn:ietf:params:oauth:grant-type:token-exchange":
-		if r.PostForm.Get("subject_token") != testToken || r.PostForm.Get("subject_token_type") != "urn:ietf:params:oauth:token-type:access_token" {
+		if !strings.HasPrefix(r.PostForm.Get("subject_token"), testToken) || r.PostForm.Get("subject_token_type") != "urn:ietf:params:oauth:token-type:access_token" {
 			w.t.Errorf("token exchange: %v", r.PostForm)
 		}
 		w.exchanges++
 		answer = map[string]any{
-			"access_token": "dA==", "token_type": "pop", "expires_in": 3600, "kid": "k",
+			"access_token": "dA==", "token_type": "pop", "expires_in": w.turnLife, "kid": "k",
 			"ice_servers": []any{map[string]any{"urls": []string{w.turnURL}, "username": turnUser, "credential": turnPass}},
 		}
 	default:
@@ -153,6 +195,19 @@ func (w *world) token(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// guest is the portal's door.
+func (w *world) guest(rw http.ResponseWriter, _ *http.Request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	rw.Header().Set("Content-Type", "application/json")
+	if w.noGuest != 0 {
+		rw.WriteHeader(w.noGuest)
+		fmt.Fprint(rw, `{"error":"temporarily_unavailable"}`)
+		return
+	}
+	fmt.Fprintf(rw, `{"access_token":%q,"token_type":"Bearer","expires_in":1800,"scope":"sip","name":"Guest 7","refresh_token":"refresh-0","ims":{"impi":"guest-07@ims.test","impu":["sip:guest-07@ims.test"],"domain":"ims.test"}}`, testToken)
+}
+
 // with changes what the world answers, for the rest of the test.
 func (w *world) with(change func()) {
 	w.mu.Lock()
@@ -160,8 +215,13 @@ func (w *world) with(change func()) {
 	change()
 }
 
-func startTURN(t *testing.T) string {
+// startTURN serves a relay; other is a password in place of the one that pages are given.
+func startTURN(t *testing.T, other ...string) string {
 	t.Helper()
+	pass := turnPass
+	if len(other) > 0 {
+		pass = other[0]
+	}
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +229,7 @@ func startTURN(t *testing.T) string {
 	s, err := turn.NewServer(turn.ServerConfig{
 		Realm: turnRealm,
 		AuthHandler: func(ra *turn.RequestAttributes) (string, []byte, bool) {
-			return ra.Username, turn.GenerateAuthKey(turnUser, turnRealm, turnPass), ra.Username == turnUser
+			return ra.Username, turn.GenerateAuthKey(ra.Username, turnRealm, pass), strings.HasSuffix(ra.Username, turnUser)
 		},
 		PacketConnConfigs: []turn.PacketConnConfig{{
 			PacketConn:            c,
@@ -194,7 +254,7 @@ func silent() logging.LoggerFactory {
 // gateway is one call's media: it sends back what it hears.
 type gateway struct{ pc *webrtc.PeerConnection }
 
-func newGateway(t *testing.T) *gateway {
+func newGateway(t *testing.T, video bool) *gateway {
 	t.Helper()
 	var se webrtc.SettingEngine
 	se.LoggerFactory = silent()
@@ -216,10 +276,49 @@ func newGateway(t *testing.T) *gateway {
 	if _, err := pc.AddTrack(echo); err != nil {
 		t.Fatal(err)
 	}
+	picture, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeVP8, ClockRate: 90000}, "video", "echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex     // guards keyFrame
+	keyFrame := func() {} // asks the page for one
+	if video {
+		sender, err := pc.AddTrack(picture)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { // until pc is closed
+			for {
+				packets, _, err := sender.ReadRTCP()
+				if err != nil {
+					return
+				}
+				for _, p := range packets {
+					if _, ok := p.(*rtcp.PictureLossIndication); ok {
+						mu.Lock()
+						ask := keyFrame
+						mu.Unlock()
+						ask()
+					}
+				}
+			}
+		}()
+	}
 	pc.OnTrack(func(in *webrtc.TrackRemote, _ *webrtc.RTPReceiver) {
+		back := echo
+		if in.Kind() == webrtc.RTPCodecTypeVideo {
+			back = picture
+			ask := func() {
+				_ = pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: uint32(in.SSRC())}}) // the call may be over
+			}
+			mu.Lock()
+			keyFrame = ask
+			mu.Unlock()
+			ask()
+		}
 		for {
 			p, _, err := in.ReadRTP()
-			if err != nil || echo.WriteRTP(p) != nil {
+			if err != nil || back.WriteRTP(p) != nil {
 				return
 			}
 		}
@@ -310,13 +409,15 @@ func finishSIP(b *strings.Builder, body string, more []string) string {
 
 // edge is a scripted eP-CSCF for one page. Whom is called decides what happens.
 type edge struct {
-	t  *testing.T
-	wg sync.WaitGroup
+	t          *testing.T
+	wg         sync.WaitGroup
+	credential func() string // for a REGISTER that asks; nil gives none
 
 	mu       sync.Mutex // guards the following fields
 	conn     *websocket.Conn
 	contact  string
 	register string       // status line for REGISTER; "" is 200 OK
+	cuts     int          // REGISTERs at which the WebSocket is cut instead
 	seen     []sipMessage // from the page
 	pending  sipMessage   // the INVITE that rings
 	gw       *gateway     // of the call under way
@@ -361,6 +462,14 @@ func (e *edge) drop() {
 	}
 }
 
+// end closes the WebSocket as the edge does when a log-in is over.
+func (e *edge) end(reason string) {
+	e.mu.Lock()
+	c := e.conn
+	e.mu.Unlock()
+	_ = c.Close(websocket.StatusPolicyViolation, reason) // the page may be gone
+}
+
 func (e *edge) send(s string) {
 	e.mu.Lock()
 	c := e.conn
@@ -374,12 +483,18 @@ func (e *edge) send(s string) {
 
 func (e *edge) handle(m sipMessage) {
 	const contact = "Contact: <sip:edge.invalid;transport=ws>"
-	if m.method() != "ACK" && m.method() != "CANCEL" && !strings.HasPrefix(m.start, "SIP/2.0") && m.get("Authorization") != "Bearer "+testToken {
+	if m.method() != "ACK" && m.method() != "CANCEL" && !strings.HasPrefix(m.start, "SIP/2.0") && !strings.HasPrefix(m.get("Authorization"), "Bearer "+testToken) {
 		e.t.Errorf("%s without the token: %q", m.start, m.get("Authorization"))
 	}
 	switch m.method() {
 	case "REGISTER":
 		e.mu.Lock()
+		if e.cuts > 0 {
+			e.cuts--
+			e.mu.Unlock()
+			e.drop()
+			return
+		}
 		status := e.register
 		uri, _, _ := strings.Cut(strings.TrimPrefix(m.get("Contact"), "<"), ">")
 		e.contact = uri
@@ -387,10 +502,14 @@ func (e *edge) handle(m sipMessage) {
 		if status == "" {
 			status = "200 OK"
 		}
-		e.send(m.reply(status, "", "Contact: "+m.get("Contact")))
+		more := []string{"Contact: " + m.get("Contact")}
+		if m.get("TURN-Credential") == "request" && e.credential != nil {
+			more = append(more, "TURN-Credential: "+e.credential())
+		}
+		e.send(m.reply(status, "", more...))
 	case "INVITE":
 		user, _, _ := strings.Cut(strings.TrimPrefix(strings.Fields(m.start)[1], "sip:"), "@")
-		status := map[string]string{"busy": "486 Busy Here", "nobody": "404 Not Found", "away": "480 Temporarily Unavailable", "no": "603 Decline", "full": "503 Service Unavailable"}[user]
+		status := map[string]string{"guestless": "403 Destination Not Allowed For Guests", "busy": "486 Busy Here", "nobody": "404 Not Found", "away": "480 Temporarily Unavailable", "no": "603 Decline", "full": "503 Service Unavailable"}[user]
 		e.send(m.reply("100 Trying", ""))
 		if status != "" {
 			e.send(m.reply(status, ""))
@@ -403,11 +522,24 @@ func (e *edge) handle(m sipMessage) {
 			e.mu.Unlock()
 			return
 		}
-		gw := newGateway(e.t)
+		if strings.Contains(m.get("To"), "tag=") { // an ICE restart
+			e.mu.Lock()
+			gw := e.gw
+			e.mu.Unlock()
+			e.send(m.reply("200 OK", gw.answer(e.t, m.body), contact))
+			return
+		}
+		offer, refused := m.body, ""
+		if user == "soundonly" {
+			if before, _, ok := strings.Cut(offer, "m=video"); ok {
+				offer, refused = strings.Replace(before, "BUNDLE 0 1", "BUNDLE 0", 1), "m=video 0 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\na=mid:1\r\na=inactive\r\n"
+			}
+		}
+		gw := newGateway(e.t, strings.Contains(offer, "m=video"))
 		e.mu.Lock()
 		e.gw = gw
 		e.mu.Unlock()
-		e.send(m.reply("200 OK", gw.answer(e.t, m.body), contact))
+		e.send(m.reply("200 OK", gw.answer(e.t, offer)+refused, contact))
 	case "CANCEL":
 		e.send(m.reply("200 OK", ""))
 		e.mu.Lock()
@@ -429,10 +561,10 @@ func (e *edge) handle(m sipMessage) {
 	}
 }
 
-// invite rings the page.
-func (e *edge) invite(from string) {
+// invite rings the page, with a picture or without.
+func (e *edge) invite(from string, video bool) {
 	e.t.Helper()
-	gw := newGateway(e.t)
+	gw := newGateway(e.t, video)
 	d, err := gw.pc.CreateOffer(nil)
 	offer := gw.local(e.t, d, err)
 	e.mu.Lock()
@@ -554,7 +686,7 @@ func (p *tab) eval(js string, v any) error {
 func (p *tab) str(js string) string {
 	p.t.Helper()
 	var s string
-	if err := p.eval("String("+js+")", &s); err != nil {
+	if err := p.eval("(async () => String("+js+"))()", &s); err != nil {
 		p.t.Fatal(err)
 	}
 	return s
@@ -649,7 +781,7 @@ func TestPage(t *testing.T) {
 		if got := p.str("sessionStorage.length + localStorage.length + document.cookie.length"); got != "0" {
 			t.Errorf("the browser stores %s things", got)
 		}
-		if got := p.str("JSON.stringify(Object.keys(wicgate).sort())"); got != `["firstAudio","pc","stats"]` {
+		if got := p.str("JSON.stringify(Object.keys(wicgate).sort())"); got != `["credentials","firstAudio","firstVideo","pc","renew","restarts","stats"]` {
 			t.Errorf("window.wicgate holds %s", got)
 		}
 		if got := p.str(`document.querySelector("#registration").innerText`); got != "Registered as Alice" {
@@ -769,7 +901,7 @@ func TestPage(t *testing.T) {
 		p := newTab(t, browser, "")
 		p.logIn(w)
 
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		if got := p.str(`document.activeElement.id + "|" + document.title + "|" + document.querySelector("#incoming-address").innerText`); got != "incoming|Carol is calling|sip:carol@ims.test" {
 			t.Errorf("focus, title and address: %s", got)
@@ -784,20 +916,20 @@ func TestPage(t *testing.T) {
 		p.state("ended")
 		p.wait(`document.querySelector("#outcome").innerText.startsWith("Carol hung up.")`)
 
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		p.do(chromedp.Click("#decline"))
 		w.edge.until("SIP/2.0 603")
 		p.state("ended")
 		w.edge.send(w.edge.request("ACK", 1))
 
-		w.edge.invite("<sip:carol@ims.test>")
+		w.edge.invite("<sip:carol@ims.test>", false)
 		p.state("incoming")
 		w.edge.send(strings.Replace(w.edge.request("CANCEL", 1), "z9hG4bKCANCEL", "z9hG4bKINVITE", 1))
 		p.state("ended")
 		p.wait(`document.querySelector("#outcome").innerText === "carol gave up before you answered."`)
 
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		p.do(chromedp.Click("#answer"))
 		p.state("active")
@@ -846,7 +978,7 @@ func TestPage(t *testing.T) {
 		p.do(chromedp.Evaluate[chromedp.Void](`window.why = "NotFoundError"`))
 		p.dial("bob")
 		p.error("No microphone was found.")
-		w.edge.invite(`"Carol" <sip:carol@ims.test>`)
+		w.edge.invite(`"Carol" <sip:carol@ims.test>`, false)
 		p.state("incoming")
 		p.do(chromedp.Click("#answer"))
 		p.error("No microphone was found.")
@@ -896,28 +1028,61 @@ func TestPage(t *testing.T) {
 	t.Run("a log-in is renewed", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		w.with(func() { w.life = 2 })
+		w.with(func() { w.life = 4 })
 		p := newTab(t, browser, "")
-		p.do(chromedp.Navigate(w.origin), chromedp.WaitVisible("#login"), chromedp.Click("#login"))
-		silent := func() (n int) { w.with(func() { n = w.silent }); return n }
-		for end := time.Now().Add(30 * time.Second); silent() < 1 && time.Now().Before(end); {
+		p.logIn(w)
+		p.do(chromedp.Evaluate[chromedp.Void](`window.same = true`))
+		p.dial("bob")
+		p.state("active")
+		for end := time.Now().Add(30 * time.Second); !strings.HasSuffix(w.edge.last("REGISTER").get("Authorization"), "-3") && time.Now().Before(end); {
 			time.Sleep(50 * time.Millisecond)
 		}
-		w.with(func() { w.life = 3600 })
-		p.wait(`document.body.dataset.registration === "registered"`)
-		if n := silent(); n < 1 {
-			t.Errorf("%d requests with prompt=none", n)
+		if got := w.edge.last("REGISTER").get("Authorization"); !strings.HasSuffix(got, testToken+"-3") {
+			t.Errorf("the last REGISTER bears %q", got)
 		}
+		p.state("active")
+		if p.str("window.same") != "true" {
+			t.Error("the page was left for the renewal")
+		}
+		w.with(func() {
+			if w.silent != 0 {
+				t.Errorf("%d requests with prompt=none", w.silent)
+			}
+		})
+		p.clean()
+	})
+
+	t.Run("a reload logs in again without a question", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		p := newTab(t, browser, "")
+		p.logIn(w)
+		p.do(chromedp.Reload())
+		p.wait(`document.body.dataset.registration === "registered"`)
+		p.dial("bob")
+		p.state("active")
+		w.with(func() {
+			if w.silent != 1 {
+				t.Errorf("%d requests with prompt=none, want 1", w.silent)
+			}
+			w.ended = true
+		})
+		p.do(chromedp.Reload())
+		p.error("Your session has ended. Log in again.")
+		p.do(chromedp.Reload())
+		p.wait(`document.body.dataset.view === "landing" && document.querySelector("#error").innerText === ""`)
 		p.clean()
 	})
 
 	t.Run("a session that ended", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		w.with(func() { w.life, w.ended = 2, true })
+		w.with(func() { w.life = 4 })
 		p := newTab(t, browser, "")
-		p.do(chromedp.Navigate(w.origin), chromedp.WaitVisible("#login"), chromedp.Click("#login"))
-		p.error("Your session has ended. Log in again.")
+		p.logIn(w)
+		w.with(func() { w.refuse = "invalid_grant" })
+		p.error("Your session has ended. Log in again to go on.")
+		p.wait(`document.body.dataset.view === "landing"`)
 		p.clean()
 	})
 

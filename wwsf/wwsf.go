@@ -2,12 +2,14 @@
 // the page that registers and calls, and tells it where to log in.
 //
 // It may belong to a third party, so it reaches the operator by HTTPS to the WAF and by nothing else: no
-// bus, no store, no key. It sees neither passwords nor tokens: the page is itself the public OAuth
-// client and talks to the WAF directly. Three kinds of answer:
+// bus, no store, no key. It sees neither passwords nor users' tokens: the page is itself the public OAuth
+// client and talks to the WAF directly. For guests, who have no password, the portal is a confidential
+// client: it asks for their first token and hands it on. Four kinds of answer:
 //
 //	GET /             the page, or the WAF's redirect back to it (?code=…&state=…&iss=…)
 //	GET /assets/…     its files, each with a content hash in the name
-//	GET /config.json  {issuer, authorization_endpoint, token_endpoint, …, client_id, sip_url, domain}
+//	GET /config.json  {issuer, authorization_endpoint, token_endpoint, …, client_id, sip_url, domain, guests}
+//	POST /guest       a guest's token response, as the WAF gave it
 package wwsf
 
 import (
@@ -21,6 +23,8 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"wicgate/internal/limit"
+	"wicgate/internal/secret"
 	"wicgate/web"
 )
 
@@ -37,6 +41,13 @@ type Config struct {
 	Scope string
 	// SIPURL is the eP-CSCF's WebSocket, "wss://host[:port]/path" (RFC 7118). Required.
 	SIPURL string
+	// ClientSecret is the portal's at the WAF, for guests. Absent: no guests here.
+	ClientSecret secret.Bytes
+	// GuestClient is the portal's client_id for that. Default "portal".
+	GuestClient string
+	// TURNCredential is where the page gets its TURN credentials: "token", from the WAF (TR 33.872 6.3.2),
+	// or "edge", from the eP-CSCF in REGISTER (6.3.3). Default "token".
+	TURNCredential string
 	// Domain is the home domain, which completes a name that is called without one. Required.
 	Domain string
 	// HTTP reaches the WAF; it has to trust the WAF's certificate. nil: a client with the system's roots.
@@ -52,7 +63,11 @@ type Server struct {
 	files map[string]*web.File
 	csp   string
 
-	pages, assets, configs, unavailable, missing, refused atomic.Uint64
+	forgery  *http.CrossOriginProtection
+	bySource *limit.Limiter // guests
+	asking   chan struct{}  // holds one for each guest that the WAF is asked for
+
+	pages, assets, configs, joined, unavailable, missing, refused atomic.Uint64
 }
 
 // Stats counts answers since the start.
@@ -60,9 +75,10 @@ type Stats struct {
 	Pages       uint64 // of "/"
 	Assets      uint64 // of "/assets/…"
 	Configs     uint64 // of "/config.json", with the WAF known
-	Unavailable uint64 // of "/config.json", with 503: the WAF not reached
+	Guests      uint64 // of "/guest", with a token
+	Unavailable uint64 // of "/config.json" and "/guest", with 503: the WAF not reached, or no place left
 	Missing     uint64 // 404
-	Refused     uint64 // 405
+	Refused     uint64 // other methods; of "/guest", also another origin, too long, too many
 }
 
 var domainName = regexp.MustCompile(`^[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
@@ -77,6 +93,15 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Scope == "" {
 		cfg.Scope = "sip"
+	}
+	if cfg.GuestClient == "" {
+		cfg.GuestClient = "portal"
+	}
+	if cfg.TURNCredential == "" {
+		cfg.TURNCredential = "token"
+	}
+	if cfg.TURNCredential != "token" && cfg.TURNCredential != "edge" {
+		return nil, fmt.Errorf("wwsf: TURN credentials by %q: want token or edge; change wwsf.turn_credential", cfg.TURNCredential)
 	}
 	issuer, err := origin("the WAF's URL", cfg.WAF, "https")
 	if err != nil {
@@ -98,6 +123,10 @@ func New(cfg Config) (*Server, error) {
 		waf:   newDiscovery(issuer, cfg.HTTP, cfg.Log),
 		files: web.Files(),
 		csp:   policy(issuer, edge),
+
+		forgery:  http.NewCrossOriginProtection(),
+		bySource: limit.New(guestsBurst, guestsPer),
+		asking:   make(chan struct{}, guestsOnce),
 	}, nil
 }
 
@@ -132,7 +161,7 @@ func (s *Server) Serve(ctx context.Context) error {
 // Stats returns the counters of now.
 func (s *Server) Stats() Stats {
 	return Stats{
-		Pages: s.pages.Load(), Assets: s.assets.Load(), Configs: s.configs.Load(),
+		Pages: s.pages.Load(), Assets: s.assets.Load(), Configs: s.configs.Load(), Guests: s.joined.Load(),
 		Unavailable: s.unavailable.Load(), Missing: s.missing.Load(), Refused: s.refused.Load(),
 	}
 }

@@ -33,7 +33,8 @@ func answer(status int, contentType, body string) (*http.Response, error) {
 }
 
 const goodMetadata = `{"issuer":"https://waf.test","authorization_endpoint":"https://waf.test/oauth/authorize","token_endpoint":"https://waf.test/oauth/token",
-"jwks_uri":"https://waf.test/oauth/jwks","authorization_response_iss_parameter_supported":true,"code_challenge_methods_supported":["S256"]}`
+"jwks_uri":"https://waf.test/oauth/jwks","revocation_endpoint":"https://waf.test/oauth/revoke",
+"grant_types_supported":["authorization_code","client_credentials","refresh_token"],"authorization_response_iss_parameter_supported":true,"code_challenge_methods_supported":["S256"]}`
 
 func goodWAF(*http.Request) (*http.Response, error) {
 	return answer(200, "application/json", goodMetadata)
@@ -141,7 +142,7 @@ func TestSecurityHeaders(t *testing.T) {
 				t.Errorf("GET %s: %s is %q, want %q", target, name, got, want)
 			}
 		}
-		if got := h.Get("Permissions-Policy"); !strings.Contains(got, "microphone=(self)") || !strings.Contains(got, "camera=()") {
+		if got := h.Get("Permissions-Policy"); !strings.Contains(got, "microphone=(self)") || !strings.Contains(got, "camera=(self)") {
 			t.Errorf("GET %s: Permissions-Policy is %q", target, got)
 		}
 	}
@@ -230,6 +231,7 @@ func TestConfigJSON(t *testing.T) {
 		"issuer": testWAF, "authorization_endpoint": testWAF + "/oauth/authorize", "token_endpoint": testWAF + "/oauth/token",
 		"authorization_response_iss_parameter_supported": true,
 		"client_id": "wic", "scope": "sip", "sip_url": "wss://edge.test:5443/sip", "domain": "ims.test",
+		"revocation_endpoint": testWAF + "/oauth/revoke", "guests": false, "turn_credential": "token",
 	}
 	for k, v := range want {
 		if got[k] != v {

@@ -95,7 +95,8 @@ type house struct {
 	ca     *listen.CA // nil where a certificate is configured
 	cert   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client *http.Client
-	users  []waf.User // demo users, where there are any
+	users  []waf.User       // demo users, where there are any
+	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
 
 func (h *house) has(role string) bool { return slices.Contains(h.roles, role) }
@@ -213,6 +214,10 @@ func (h *house) openTrust(*http.ServeMux) (err error) {
 }
 
 func (h *house) front(mux *http.ServeMux) error {
+	if h.shared != nil {
+		h.parts = append(h.parts, life.Part{Name: "https", Serve: listen.NewSharedFront(h.shared, mux, h.log).Serve})
+		return nil
+	}
 	f, err := listen.NewFront("https.listen", h.file.HTTPS.Listen.AddrPort, h.cert, mux, h.log)
 	if err != nil {
 		return err
@@ -247,8 +252,12 @@ func (h *house) turn(*http.ServeMux) error {
 	if c.Profile == "general" {
 		peers = peerpolicy.General(open...)
 	}
+	tcp := addrPorts(c.ListenTCP)
+	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
+		h.shared = listen.NewHandover(web)
+	}
 	s, err := turn.New(turn.Config{
-		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: addrPorts(c.ListenTCP), Certificate: h.cert,
+		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
 		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
 		Peers: peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
@@ -319,12 +328,19 @@ func (h *house) waf(mux *http.ServeMux) error {
 	}
 	f := h.file
 	origin := string(f.HTTPS.URL)
+	clients := []waf.Client{{ID: "wic", Name: "wicgate portal", RedirectURIs: []string{origin + "/"}, Origins: []string{origin}}}
+	if secret, err := h.portalSecret(); err != nil {
+		return err
+	} else if !secret.IsZero() {
+		clients = append(clients, waf.Client{ID: "portal", Name: "wicgate portal, for guests", Secret: secret, Page: "wic"})
+	}
 	w, err := waf.New(waf.Config{
 		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus,
 		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
-		Clients:        []waf.Client{{ID: "wic", Name: "wicgate portal", RedirectURIs: []string{origin + "/"}, Origins: []string{origin}}},
-		Users:          h.users, SIPTokenLife: time.Duration(f.WAF.SIPTokenLife), TURNTokenLife: time.Duration(f.WAF.TURNTokenLife),
+		Clients:        clients,
+		Guests:         f.WAF.Guests, GuestLife: time.Duration(f.WAF.GuestLife),
+		Users: h.users, SIPTokenLife: time.Duration(f.WAF.SIPTokenLife), TURNTokenLife: time.Duration(f.WAF.TURNTokenLife),
 	})
 	if err != nil {
 		return err
@@ -363,8 +379,13 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 
 func (h *house) wwsf(mux *http.ServeMux) error {
 	f := h.file
+	secret, err := h.portalSecret()
+	if err != nil {
+		return err
+	}
 	w, err := wwsf.New(wwsf.Config{
 		Log: h.log.With("role", "wwsf"), WAF: string(f.HTTPS.URL), ClientID: "wic", SIPURL: f.HTTPS.URL.WebSocket(sipPath), Domain: f.Domain, HTTP: h.client,
+		ClientSecret: secret, TURNCredential: f.WWSF.TURNCredential,
 	})
 	if err != nil {
 		return err

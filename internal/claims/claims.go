@@ -21,6 +21,10 @@ const (
 	Scope = "sip"
 	// MaxSize bounds a token on the wire, in bytes of its compact form.
 	MaxSize = 4096
+	// ScenarioWeb is scenario 2 of TS 24.371 §6.1: an individual IMPU by web authentication.
+	ScenarioWeb = 2
+	// ScenarioPool is scenario 3: an individual IMPU from a pool, here of a guest.
+	ScenarioPool = 3
 	// MaxLeeway is the clock difference that Check forgives between WAF and edge.
 	MaxLeeway = 30 * time.Second
 )
@@ -59,7 +63,7 @@ type IMS struct {
 	IMPI string `json:"impi"`
 	// IMPU are distinct public identities, SIP URIs; the first is the default. Never a wildcard.
 	IMPU []string `json:"impu"`
-	// Scenario of TS 24.371 §6.1: 2 individual IMPU by web authentication, 3 IMPU from a pool.
+	// Scenario of TS 24.371 §6.1: ScenarioWeb or ScenarioPool.
 	Scenario int `json:"scenario"`
 }
 

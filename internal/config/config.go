@@ -28,6 +28,7 @@ type File struct {
 	Bus      Bus      `yaml:"bus"`
 	TURN     TURN     `yaml:"turn"`
 	WAF      WAF      `yaml:"waf"`
+	WWSF     WWSF     `yaml:"wwsf"`
 	EPCSCF   EPCSCF   `yaml:"epcscf"`
 	IMSAGW   IMSAGW   `yaml:"imsagw"`
 	DemoCore DemoCore `yaml:"democore"`
@@ -90,6 +91,14 @@ type WAF struct {
 	SIPTokenLife  Duration `yaml:"sip_token_life"`
 	TURNTokenLife Duration `yaml:"turn_token_life"`
 	SigningKey    string   `yaml:"signing_key"`
+	Guests        int      `yaml:"guests"`
+	GuestLife     Duration `yaml:"guest_life"`
+}
+
+// WWSF is the section wwsf.
+type WWSF struct {
+	ClientSecret   string `yaml:"client_secret"`
+	TURNCredential string `yaml:"turn_credential"`
 }
 
 // EPCSCF is the section epcscf.
@@ -130,7 +139,8 @@ func Default() *File {
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32},
-		WAF: WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour)},
+		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
+		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
 			CorePeers: []Prefix{{netip.PrefixFrom(lo, 32)}}, CoreTrusted: true, VisitedNetwork: "webrtc.ims.test"},
 		IMSAGW:   IMSAGW{Name: "agw1", Access: side(40000, 40999), Core: side(41000, 41999), MaxSessions: 1000},
@@ -366,8 +376,9 @@ func (o Origin) WebSocket(path string) string {
 
 // check refuses what contradicts itself or is dangerous.
 func (f *File) check() error {
-	tokenLife := func(key string, d Duration) error {
-		return when(d < Duration(3*time.Minute) || d > Duration(24*time.Hour), "%s: want 3m to 24h, not %v", key, time.Duration(d))
+	life := func(key string, d Duration) error {
+		return when(d < Duration(10*time.Second) || d > Duration(24*time.Hour) || d%Duration(time.Second) != 0,
+			"%s: want whole seconds, 10s to 24h, not %v", key, time.Duration(d))
 	}
 	return errors.Join(
 		when(!isName(f.Domain, 253, ".-"), "domain: %q is not a domain name in lower case", f.Domain),
@@ -384,7 +395,9 @@ func (f *File) check() error {
 		when(!slices.Contains([]string{"session", "call-grace", "strict"}, f.TURN.Credentials), "turn.credentials: want session, call-grace or strict, not %q", f.TURN.Credentials),
 		when(f.TURN.Quota < 1 || f.TURN.Quota > 10000, "turn.quota: want 1 to 10000, not %d", f.TURN.Quota),
 		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
-		tokenLife("waf.sip_token_life", f.WAF.SIPTokenLife), tokenLife("waf.turn_token_life", f.WAF.TURNTokenLife),
+		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
+		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),
+		when(f.WWSF.TURNCredential != "token" && f.WWSF.TURNCredential != "edge", "wwsf.turn_credential: want token or edge, not %q", f.WWSF.TURNCredential),
 		when(!isName(f.EPCSCF.Name, 32, "-"), "epcscf.name: want a-z 0-9 -, at most 32, not %q", f.EPCSCF.Name),
 		when(!isName(f.IMSAGW.Name, 32, "-"), "imsagw.name: want a-z 0-9 -, at most 32, not %q", f.IMSAGW.Name),
 		when(f.EPCSCF.Audience == "", "epcscf.audience: must not be empty"),

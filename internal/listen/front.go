@@ -23,8 +23,9 @@ const (
 
 // Front is the HTTPS origin that roles share.
 type Front struct {
-	srv *http.Server
-	l   net.Listener
+	srv   *http.Server
+	l     net.Listener
+	serve func() error
 }
 
 // NewFront opens the port. cert is a GetCertificate of [CA] or [Files].
@@ -33,13 +34,18 @@ func NewFront(key string, addr netip.AddrPort, cert func(*tls.ClientHelloInfo) (
 	if err != nil {
 		return nil, err
 	}
-	return &Front{l: l, srv: &http.Server{
-		Handler:           h,
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert},
+	f := &Front{l: l, srv: server(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert}, h, log)}
+	f.serve = func() error { return f.srv.ServeTLS(l, "", "") }
+	return f, nil
+}
+
+func server(t *tls.Config, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, TLSConfig: t,
 		ReadHeaderTimeout: headerTime, ReadTimeout: requestTime, WriteTimeout: requestTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: headerSize,
 		ErrorLog:       slog.NewLogLogger(handshakes{log.Handler()}, slog.LevelWarn),
-	}}, nil
+	}
 }
 
 // Addr is the address that the front listens on.
@@ -49,7 +55,7 @@ func (f *Front) Addr() netip.AddrPort { return f.l.Addr().(*net.TCPAddr).AddrPor
 // a handler has hijacked, WebSockets, are that handler's to end.
 func (f *Front) Serve(ctx context.Context) error {
 	done := make(chan error, 1)
-	go func() { done <- f.srv.ServeTLS(f.l, "", "") }()
+	go func() { done <- f.serve() }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("listen: HTTPS on %v: %w", f.Addr(), err)

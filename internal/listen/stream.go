@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -27,6 +28,9 @@ type StreamConfig struct {
 	// Protocols are those of ALPN (RFC 7301) that a client may offer. One that offers others only is
 	// refused; one that offers none, as browsers do for TURN, is taken.
 	Protocols []string
+	// HTTPS takes the TLS connections whose client offers h2 or http/1.1 by ALPN, as every browser
+	// does for pages and WebSockets, on those of Addrs that equal its address; nil = none are.
+	HTTPS *Handover
 
 	// Handshake is how long a new connection may take to its first byte and through TLS; 0 = 10 s.
 	Handshake time.Duration
@@ -47,9 +51,13 @@ type StreamConfig struct {
 //	accept ─► limits ─► first byte ─┬─ 22 ──► TLS handshake, ALPN ─┬─► the role's handler
 //	                                ├─ Plain ──────────────────────┘
 //	                                └─ else: closed
+//
+// Where HTTPS shares the port, what ALPN tells to be HTTP leaves for [Handover] after the handshake;
+// from there it is the front's, and no limit here counts it any more.
 type Streams struct {
 	cfg       StreamConfig
 	tls       *tls.Config
+	web       *tls.Config // where HTTPS shares the port; nil = nowhere
 	listeners []net.Listener
 	work      sync.WaitGroup // a goroutine a connection
 
@@ -68,6 +76,8 @@ type source struct{ open, opening int }
 type StreamStats struct {
 	Open       int // now
 	Plain, TLS uint64
+	// HTTPS went to the front that shares the port.
+	HTTPS uint64
 	// Refused are connections closed before the handler saw them, by cause; the causes are a fixed set.
 	Refused map[string]uint64
 }
@@ -139,6 +149,10 @@ func NewStreams(cfg StreamConfig) (*Streams, error) {
 	}
 	if cfg.Certificate != nil {
 		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cfg.Certificate, NextProtos: cfg.Protocols}
+		if cfg.HTTPS != nil {
+			s.web = s.tls.Clone()
+			s.web.NextProtos = append(slices.Clone(httpProtocols), cfg.Protocols...)
+		}
 	}
 	for _, a := range cfg.Addrs {
 		l, err := TCP(cfg.Key, a)
@@ -291,6 +305,8 @@ func (s *Streams) serve(c *Conn, place *list.Element, handle func(*Conn)) {
 	switch {
 	case why != "" && !evicted:
 		s.stats.Refused[why]++
+	case why == "" && slices.Contains(httpProtocols, c.Protocol):
+		s.stats.HTTPS++
 	case why == "" && c.TLS:
 		s.stats.TLS++
 	case why == "":
@@ -300,6 +316,10 @@ func (s *Streams) serve(c *Conn, place *list.Element, handle func(*Conn)) {
 	if why != "" || evicted {
 		s.cfg.Log.Debug("listen: connection refused", "client", c.Remote, "listen", c.raw.LocalAddr(), "cause", why, "evicted", evicted, "error", err)
 		_ = c.raw.Close()
+		return
+	}
+	if slices.Contains(httpProtocols, c.Protocol) {
+		s.cfg.HTTPS.give(c.Conn)
 		return
 	}
 	handle(c)
@@ -321,7 +341,7 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 	}
 	switch first := p.first[0]; {
 	case first == 22 && s.tls != nil:
-		t := tls.Server(p, s.tls)
+		t := tls.Server(p, s.tlsOf(c))
 		// The deadline of the socket bounds it.
 		if err := t.HandshakeContext(context.Background()); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -339,6 +359,14 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 		return refusedGone, err
 	}
 	return "", nil
+}
+
+// tlsOf is the configuration of TLS at the address that c came to.
+func (s *Streams) tlsOf(c *Conn) *tls.Config {
+	if s.web != nil && s.cfg.Addrs[c.Listener] == s.cfg.HTTPS.addr {
+		return s.web
+	}
+	return s.tls
 }
 
 // Stats returns the counters.

@@ -1,4 +1,4 @@
-// The way of the voice, hop by hop, and how each hop is protected: read out of getStats() and out of
+// The way of a call's voice and picture, hop by hop, and how each hop is protected: read out of getStats() and out of
 // the gateway's SDP, never assumed. Pure: no DOM, no network.
 
 /** What is known about the way at one moment. */
@@ -27,14 +27,58 @@ export interface Path {
   /** Sum of the received sound's energy, as inbound-rtp counts it; 0 is silence. */
   energy: number;
   samples: number;
+  audio: Flow;
+  video: Flow;
+}
+
+/** What was counted of one kind of media, as inbound-rtp and outbound-rtp have it. */
+export interface Flow {
+  bytesOut: number;
+  bytesIn: number;
+  packetsOut: number;
+  packetsIn: number;
+  packetsLost: number;
+  framesDecoded: number;
+  keyFramesDecoded: number;
+  framesEncoded: number;
+  frameWidth: number;
+  frameHeight: number;
+  /** Sent by this browser: picture loss indications and negative acknowledgements (RFC 4585). */
+  pliCount: number;
+  nackCount: number;
 }
 
 type Stats = Record<string, unknown>;
 
-/** read finds the way in a stats report (a Map by id, as RTCStatsReport is) and the remote SDP. */
-export function read(report: Iterable<[string, Stats]>, remoteSDP: string): Path {
+/** A stats report: a Map by id, as RTCStatsReport is. */
+export type Report = Iterable<[string, Stats]>;
+
+/** nothing is a way of which nothing is known yet. */
+export function nothing(): Path {
+  return { bytesOut: 0, bytesIn: 0, packetsOut: 0, packetsIn: 0, packetsLost: 0, energy: 0, samples: 0, audio: still(), video: still() };
+}
+
+function still(): Flow {
+  return {
+    bytesOut: 0,
+    bytesIn: 0,
+    packetsOut: 0,
+    packetsIn: 0,
+    packetsLost: 0,
+    framesDecoded: 0,
+    keyFramesDecoded: 0,
+    framesEncoded: 0,
+    frameWidth: 0,
+    frameHeight: 0,
+    pliCount: 0,
+    nackCount: 0,
+  };
+}
+
+/** read finds the way in a stats report and the remote SDP. Voice and picture have a pair each; the first one is shown. */
+export function read(report: Report, remoteSDP: string): Path {
   const all = new Map<string, Stats>(report);
-  const p: Path = { bytesOut: 0, bytesIn: 0, packetsOut: 0, packetsIn: 0, packetsLost: 0, energy: 0, samples: 0 };
+  const p = nothing();
   const core = coreProfile(remoteSDP);
   if (core) p.core = core;
   let pair: Stats | undefined;
@@ -47,21 +91,33 @@ export function read(report: Iterable<[string, Stats]>, remoteSDP: string): Path
         text(s.tlsVersion, (v) => (p.dtlsVersion = version(v)));
         break;
       }
-      case "outbound-rtp":
-        p.bytesOut += count(s.bytesSent);
-        p.packetsOut += count(s.packetsSent);
+      case "outbound-rtp": {
+        const f = s.kind === "video" ? p.video : p.audio;
+        f.bytesOut += count(s.bytesSent);
+        f.packetsOut += count(s.packetsSent);
+        f.framesEncoded += count(s.framesEncoded);
         break;
-      case "inbound-rtp":
-        p.bytesIn += count(s.bytesReceived);
-        p.packetsIn += count(s.packetsReceived);
-        p.packetsLost += count(s.packetsLost);
+      }
+      case "inbound-rtp": {
+        const f = s.kind === "video" ? p.video : p.audio;
+        f.bytesIn += count(s.bytesReceived);
+        f.packetsIn += count(s.packetsReceived);
+        f.packetsLost += count(s.packetsLost);
+        f.framesDecoded += count(s.framesDecoded);
+        f.keyFramesDecoded += count(s.keyFramesDecoded);
+        f.frameWidth = Math.max(f.frameWidth, count(s.frameWidth));
+        f.frameHeight = Math.max(f.frameHeight, count(s.frameHeight));
+        f.pliCount += count(s.pliCount);
+        f.nackCount += count(s.nackCount);
         p.energy += count(s.totalAudioEnergy);
         p.samples += count(s.totalSamplesReceived);
         break;
+      }
     }
   }
+  for (const n of ["bytesOut", "bytesIn", "packetsOut", "packetsIn", "packetsLost"] as const) p[n] = p.audio[n] + p.video[n];
   // Firefox has no selectedCandidatePairId, but says which pair is selected.
-  pair ??= [...all.values()].find((s) => s.type === "candidate-pair" && (s.selected === true || (s.nominated === true && s.state === "succeeded")));
+  pair ??= [...all.values()].find(isSelected);
   if (pair) {
     if (typeof pair.currentRoundTripTime === "number") p.roundTrip = pair.currentRoundTripTime;
     const local = all.get(String(pair.localCandidateId));
@@ -70,6 +126,18 @@ export function read(report: Iterable<[string, Stats]>, remoteSDP: string): Path
     text(local?.url, (v) => (p.relayURL = v));
   }
   return p;
+}
+
+/** selected are the ids of the local candidates that carry the media now, one for each transport. */
+export function selected(report: Report): string[] {
+  const all = new Map<string, Stats>(report);
+  const of = (s: Stats | undefined) => (typeof s?.localCandidateId === "string" ? [s.localCandidateId] : []);
+  const byTransport = [...all.values()].filter((s) => s.type === "transport").flatMap((s) => of(all.get(String(s.selectedCandidatePairId))));
+  return byTransport.length > 0 ? byTransport : [...all.values()].filter(isSelected).flatMap(of);
+}
+
+function isSelected(s: Stats): boolean {
+  return s.type === "candidate-pair" && (s.selected === true || (s.selected === undefined && s.nominated === true && s.state === "succeeded"));
 }
 
 /** coreProfile is the value of the edge's attribute a=wicgate-core, the RTP profile behind the gateway. */
@@ -89,12 +157,17 @@ export function hops(p: Path): [Hop, Hop, Hop] {
   const sealed = p.srtp !== undefined;
   const media: Pick<Hop, "protection" | "title"> = sealed ? { protection: "sealed", title: "Encrypted" } : { protection: "pending", title: "Setting up" };
   const cipher = sealed ? `DTLS-SRTP, ${cipherName(p.srtp!)}` : "keys are being agreed";
-  const relayed = p.local === undefined ? "" : p.local === "relay" ? (p.relayProtocol ? `over ${p.relayProtocol.toUpperCase()}` : "") : "past the relay";
+  const relayed = p.local === undefined ? "" : p.local === "relay" ? way(p.relayProtocol) : "past the relay";
   return [
     { ...media, detail: [cipher, relayed].filter(Boolean).join(", ") },
     { ...media, detail: sealed ? "the relay cannot open it" : cipher },
     coreHop(p.core),
   ];
+}
+
+function way(protocol: string | undefined): string {
+  if (!protocol) return "";
+  return protocol === "tls" ? "inside TLS as well" : `over ${protocol.toUpperCase()}`;
 }
 
 function coreHop(profile: string | undefined): Hop {
@@ -115,18 +188,18 @@ function coreHop(profile: string | undefined): Hop {
 }
 
 /** summary says the same in sentences, for who cannot or does not want to read the picture. */
-export function summary(p: Path): string {
-  const head = p.srtp
-    ? "From this browser to the gateway your voice is encrypted; the relay passes it on and cannot listen."
-    : "The encryption between this browser and the gateway is being set up.";
+export function summary(p: Path, picture = false): string {
+  if (!p.srtp) return "The encryption between this browser and the gateway is being set up.";
+  const [what, verb, it, goes] = picture ? ["your voice and picture", "are", "them", "they go"] : ["your voice", "is", "it", "it goes"];
+  const tls = p.relayProtocol === "tls" ? " Up to the relay, TLS is wrapped around that." : "";
   const core = coreHop(p.core);
   const tail =
     core.protection === "open"
-      ? "The gateway opens it, and it goes on without encryption inside the operator’s network."
+      ? `The gateway opens ${it}, and ${goes} on without encryption inside the operator’s network.`
       : core.protection === "sealed"
-        ? "Behind the gateway it is encrypted too."
-        : "How it goes on behind the gateway is not known.";
-  return p.srtp ? `${head} ${tail}` : head;
+        ? `Behind the gateway ${it === "it" ? "it is" : "they are"} encrypted too.`
+        : `How ${goes} on behind the gateway is not known.`;
+  return `From this browser to the gateway ${what} ${verb} encrypted; the relay passes ${it} on and cannot ${picture ? "listen or look" : "listen"}.${tls} ${tail}`;
 }
 
 /** cipherName makes an SRTP protection profile readable: AEAD_AES_256_GCM is AES-256-GCM. */

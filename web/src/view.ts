@@ -2,37 +2,42 @@
 // comes from outside goes in as text, never as markup.
 
 import { suffix } from "./address.ts";
-import { hops, summary, cipherName, type Hop, type Path } from "./path.ts";
+import { $, write } from "./dom.ts";
 import type { Call, CallState, Registration } from "./phone.ts";
+import * as picture from "./picture.ts";
 import { duration } from "./words.ts";
 
 const title = document.title;
 
-function $<T extends Element = HTMLElement>(id: string): T {
-  const e = document.getElementById(id);
-  if (!e) throw new Error(`page lacks #${id}`);
-  return e as unknown as T;
-}
-
 export const at = {
   login: $<HTMLButtonElement>("login"),
+  guest: $<HTMLButtonElement>("guest"),
   logout: $<HTMLButtonElement>("logout"),
   dial: $<HTMLFormElement>("dial"),
   field: $("field"),
   callee: $<HTMLInputElement>("callee"),
   call: $<HTMLButtonElement>("call"),
+  videoCall: $<HTMLButtonElement>("video-call"),
   answer: $<HTMLButtonElement>("answer"),
+  answerVideo: $<HTMLButtonElement>("answer-video"),
   decline: $<HTMLButtonElement>("decline"),
   hangup: $<HTMLButtonElement>("hangup"),
   mute: $<HTMLButtonElement>("mute"),
+  camera: $<HTMLButtonElement>("camera"),
   dismiss: $<HTMLButtonElement>("dismiss"),
   remote: $<HTMLAudioElement>("remote"),
+  remoteVideo: $<HTMLVideoElement>("remote-video"),
+  localVideo: $<HTMLVideoElement>("local-video"),
 };
+
+/** Something that helps with an error: a button, or an address to open. */
+export type Help = { label: string; run: () => void } | { label: string; href: string };
 
 let domain = "";
 let clock = 0; // the timer's interval
+let noticeTimer = 0;
 let before: Element | null = null; // what had the focus before a call took it
-let flow: { out: number; in: number } = { out: 0, in: 0 };
+const noticeUnits = 12_000; // ms that a notice stays
 
 /** landing shows the page of somebody who is not logged in. */
 export function landing(): void {
@@ -40,47 +45,78 @@ export function landing(): void {
   $("landing").hidden = false;
   $("phone").hidden = true;
   $("account").hidden = true;
-  at.login.disabled = false;
+  at.login.disabled = at.guest.disabled = false;
+  write($("login-hint"), "You log in with your operator and come straight back here. This page stores no password and no key.");
+  document.title = title;
+}
+
+/** guests shows or hides the door for guests. */
+export function guests(yes: boolean): void {
+  at.guest.hidden = !yes;
 }
 
 /** leaving tells that the way goes to the WAF, or back from it. */
 export function leaving(text: string): void {
-  at.login.disabled = true;
+  at.login.disabled = at.guest.disabled = true;
   say(text);
-  $("login-hint").textContent = text;
+  write($("login-hint"), text);
 }
 
-/** phone shows the telephone. */
-export function phone(home: string): void {
+/** phone shows the telephone of somebody: a guest's says so. */
+export function phone(home: string, guest: boolean): void {
   domain = home;
   document.body.dataset.view = "phone";
   $("landing").hidden = true;
   $("phone").hidden = false;
   $("account").hidden = false;
+  write(at.logout, guest ? "Leave" : "Log out");
   completing();
   at.callee.focus({ preventScroll: true });
 }
 
 /** completing shows what the input will be completed with. */
 export function completing(): void {
-  $("suffix").textContent = suffix(at.callee.value, domain);
+  write($("suffix"), suffix(at.callee.value, domain));
 }
 
 export function registration(state: Registration, text: string): void {
   const been = document.body.dataset.registration;
   document.body.dataset.registration = state;
-  $("registration-text").textContent = text;
-  at.call.disabled = state !== "registered";
-  $("callee-hint").textContent =
-    state === "registered" ? `A name here, such as “bob”, a number, or a full address, such as sip:bob@${domain}.` : "You can call as soon as you are registered.";
+  write($("registration-text"), text);
+  at.call.disabled = at.videoCall.disabled = state !== "registered";
+  write(
+    $("callee-hint"),
+    state === "registered" ? `A name here, such as “bob”, a number, or a full address, such as sip:bob@${domain}.` : "You can call as soon as you are registered.",
+  );
   if (state !== been && document.body.dataset.call !== "active") say(text);
 }
 
-/** error shows words about what went wrong, or takes them away. */
-export function error(text: string): void {
-  $("error").textContent = text;
+/** error shows words about what went wrong, with what helps; or takes them away. */
+export function error(text: string, help?: Help): void {
+  const [button, link] = [$<HTMLButtonElement>("error-help"), $<HTMLAnchorElement>("error-link")];
+  $("error").textContent = text; // anew even when the same, so that it is read out again
   $("alert").hidden = text === "";
+  button.hidden = !(help && "run" in help);
+  link.hidden = !(help && "href" in help);
+  if (help && "run" in help) {
+    write(button, help.label);
+    button.onclick = help.run;
+  }
+  if (help && "href" in help) {
+    write(link, help.label);
+    link.href = help.href;
+  }
 }
+
+/** notice shows something to know, for a while, or until it is dismissed where it stays. */
+export function notice(text: string, stays = false): void {
+  clearTimeout(noticeTimer);
+  write($("notice-text"), text);
+  $("notice").hidden = text === "";
+  if (text !== "") say(text); // a live region that was hidden is not read out everywhere
+  if (text !== "" && !stays) noticeTimer = window.setTimeout(() => notice(""), noticeUnits);
+}
+$("notice-dismiss").onclick = () => notice("");
 
 /** call shows a call at its stage. */
 export function call(state: CallState, c: Call | undefined): void {
@@ -89,41 +125,49 @@ export function call(state: CallState, c: Call | undefined): void {
   body.dataset.call = state;
   const idle = state === "idle" || state === "ended";
   const incoming = state === "incoming";
+  const active = state === "active";
   $("dial").hidden = !idle;
   $("incoming").hidden = !incoming;
   $("talk").hidden = idle || incoming;
-  $("path").hidden = state !== "active";
+  $("path").hidden = $("plots").hidden = !active;
+  body.dataset.video = active && c?.video ? "on" : "off";
   document.title = incoming && c ? `${c.name} is calling` : idle || !c ? title : `${c.name} · ${title}`;
   const outcome = $("outcome");
   outcome.hidden = true;
-  if (state !== "active") stopClock();
+  if (!active) stopClock();
 
   if (incoming && c) {
     avatar($("incoming").querySelector(".avatar")!, c.name);
-    $("incoming-title").textContent = `${c.name} is calling`;
-    $("incoming-address").textContent = c.address;
+    write($("incoming-title"), `${c.name} is calling`);
+    write($("incoming-video"), c.video ? "with video" : "");
+    write($("incoming-address"), c.address);
+    at.answerVideo.hidden = !c.video;
+    write($("answer-text"), c.video ? "Sound only" : "Answer");
     take($("incoming"));
     return;
   }
   if (!idle && c) {
     const talk = $("talk");
     avatar($("talk-avatar"), c.name);
-    $("talk-avatar").dataset.ring = state === "active" ? "off" : "on";
-    $("peer").textContent = c.name;
-    $("peer-address").textContent = c.address;
-    const progress = state === "ringing" ? "Ringing" : state === "active" ? "" : c.direction === "incoming" ? "Connecting" : "Calling";
-    $("progress").textContent = progress;
-    at.mute.hidden = state !== "active";
+    $("talk-avatar").dataset.ring = active ? "off" : "on";
+    write($("peer"), c.name);
+    write($("peer-address"), c.address);
+    const progress = state === "ringing" ? "Ringing" : active ? "" : c.direction === "incoming" ? "Connecting" : "Calling";
+    if (state !== was) write($("progress"), progress);
+    at.mute.hidden = !active;
+    at.camera.hidden = !active || !c.video;
+    $("stage").hidden = !active || !c.video;
     mute(c.muted);
-    if (state === "active" && was !== "active") {
-      flow = { out: 0, in: 0 };
-      path({ bytesIn: 0, bytesOut: 0, packetsIn: 0, packetsOut: 0, packetsLost: 0, energy: 0, samples: 0 });
+    camera(c.camera);
+    if (active && was !== "active") {
+      picture.begin(c.video);
       startClock(c);
       say(`Connected with ${c.name}`);
     } else if (state !== was) say(progress === "Ringing" ? `It rings at ${c.name}` : `${progress} ${c.name}`);
     if (was !== state && !talk.contains(document.activeElement)) take(talk);
     return;
   }
+  $("stage").hidden = true;
   if (state === "ended" && c?.outcome) {
     const { text, fault } = c.outcome;
     const length = c.answered ? ` The call lasted ${duration((c.ended - c.answered) / 1000)}.` : "";
@@ -137,66 +181,31 @@ export function call(state: CallState, c: Call | undefined): void {
   }
 }
 
-/** interrupted tells that the sound is broken off for the moment. */
+/** own shows the own picture, mirrored as people know themselves; null while the camera is off. */
+export function own(stream: MediaStream | null): void {
+  at.localVideo.srcObject = stream;
+  at.localVideo.hidden = stream === null;
+}
+
+/** interrupted tells that the media are broken off for the moment. */
 export function interrupted(yes: boolean): void {
-  $("progress").textContent = yes ? "Sound interrupted, reconnecting" : "";
+  const what = document.body.dataset.video === "on" ? "Sound and picture" : "Sound";
+  write($("progress"), yes ? `${what} interrupted, reconnecting` : "");
   $("timer").hidden = yes;
-  if (yes) say("The sound is interrupted");
+  if (yes) say(`${what} interrupted`);
 }
 
 function mute(yes: boolean): void {
   at.mute.setAttribute("aria-pressed", String(yes));
-  $("mute-text").textContent = yes ? "Muted" : "Mute";
-  document.getElementById("mute-icon")!.setAttribute("href", yes ? "#i-mic-off" : "#i-mic");
+  write($("mute-text"), yes ? "Muted" : "Mute");
+  $("mute-icon").setAttribute("href", yes ? "#i-mic-off" : "#i-mic");
 }
 
-/** path draws the way of the voice. Lines move while packets do. */
-export function path(p: Path): void {
-  const figure = $("path");
-  figure.dataset.out = p.packetsOut > flow.out ? "on" : "off";
-  figure.dataset.in = p.packetsIn > flow.in ? "on" : "off";
-  flow = { out: p.packetsOut, in: p.packetsIn };
-  hops(p).forEach((h, i) => hop(figure.querySelector(`[data-hop="${i + 1}"]`)!, h));
-  write($("path-summary"), summary(p));
-  const rows: [string, string][] = [
-    ["Media encryption", p.srtp ? `${cipherName(p.srtp)} (${p.srtp})` : ""],
-    ["Key agreement", [p.dtlsVersion, p.dtls].filter(Boolean).join(", ")],
-    ["Relay", [p.local === "relay" ? "TURN" : (p.local ?? ""), p.relayProtocol ? `over ${p.relayProtocol.toUpperCase()}` : "", p.relayURL ?? ""].filter(Boolean).join(", ")],
-    ["Behind the gateway", p.core ?? ""],
-    ["Round trip", p.roundTrip === undefined ? "" : `${Math.round(p.roundTrip * 1000)} ms`],
-    ["Sent", packets(p.packetsOut, p.bytesOut)],
-    ["Received", packets(p.packetsIn, p.bytesIn) + (p.packetsLost > 0 ? `, ${p.packetsLost} lost` : "")],
-  ];
-  const dl = $("path-details");
-  if (dl.children.length === 0) {
-    for (const [name] of rows) {
-      const row = document.createElement("div");
-      const dt = document.createElement("dt");
-      dt.textContent = name;
-      row.append(dt, document.createElement("dd"));
-      dl.append(row);
-    }
-  }
-  rows.forEach(([, value], i) => write(dl.children[i]!.querySelector("dd")!, value || "–"));
-}
-
-function hop(li: HTMLElement, h: Hop): void {
-  if (!li.firstChild) li.append(($<HTMLTemplateElement>("hop").content.cloneNode(true)));
-  li.dataset.protection = h.protection;
-  const icon = { pending: "#i-wait", sealed: "#i-lock", open: "#i-unlock", unknown: "#i-ask" }[h.protection];
-  li.querySelector(".what use")!.setAttribute("href", icon);
-  write(li.querySelector(".title")!, h.title);
-  write(li.querySelector(".detail")!, h.detail.replace(/(?<=\w)-(?=\w)/g, "\u2011")); // names of ciphers stay on one line
-}
-
-function packets(n: number, bytes: number): string {
-  const size = bytes < 10_000 ? `${bytes} B` : bytes < 10_000_000 ? `${Math.round(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-  return `${n} packets, ${size}`;
-}
-
-// write leaves the DOM alone where nothing changed, so that selections and screen readers stay undisturbed.
-function write(e: Element, text: string): void {
-  if (e.textContent !== text) e.textContent = text;
+// camera: the button is pressed while the camera is on.
+function camera(on: boolean): void {
+  at.camera.setAttribute("aria-pressed", String(on));
+  write($("camera-text"), on ? "Camera" : "Camera off");
+  $("camera-icon").setAttribute("href", on ? "#i-camera" : "#i-camera-off");
 }
 
 function avatar(e: Element, name: string): void {
@@ -231,7 +240,7 @@ function take(card: HTMLElement): void {
 function giveBack(): void {
   const to = before instanceof HTMLElement && before.isConnected ? before : at.callee;
   before = null;
-  (to === at.call || to === at.callee ? to : at.callee).focus({ preventScroll: true });
+  (to === at.call || to === at.videoCall || to === at.callee ? to : at.callee).focus({ preventScroll: true });
 }
 
 function say(text: string): void {

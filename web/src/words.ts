@@ -42,7 +42,7 @@ export function ending(e: Ending): { text: string; fault: boolean } {
     case "RTP Timeout":
       return { text: e.connected ? "The sound broke off: the way through the relay to the gateway was lost." : "No way for the sound was found through the relay to the gateway.", fault: true };
     case "User Denied Media Access":
-      return { text: microphone("NotAllowedError"), fault: true };
+      return { text: device("microphone", "NotAllowedError"), fault: true };
     case "WebRTC Error":
     case "Bad Media Description":
     case "Incompatible SDP":
@@ -112,8 +112,62 @@ function edgeWords(phrase: string | undefined, name: string): string | undefined
   if (/core (connection lost|cannot be reached)/.test(p)) return "The gateway lost its connection to the operator’s network.";
   if (/shutting down/.test(p)) return "The gateway is being restarted. Try again in a little while.";
   if (/deregistered|registration ended/.test(p)) return "A registration ended, and the call with it.";
-  if (/revo[ck]/.test(p)) return "The operator has withdrawn a permission that this call needed.";
+  if (/guest/.test(p)) return guestCall(p, name);
+  if (/revo[ck]/.test(p)) return "A log-in was ended by the operator, and this call with it.";
+  if (/ended by the operator/.test(p)) return "The call was ended by the operator.";
+  if (/logged out/.test(p)) return `${name} logged out, and the call ended.`;
+  if (/log-?in (replaced|expired)|session (replaced|expired)/.test(p)) return "A log-in ended, and this call with it.";
   return undefined;
+}
+
+// guestCall knows the phrases of the edge's policy for guests.
+function guestCall(phrase: string, name: string): string {
+  if (/destination/.test(phrase)) return `Guests may not call ${name}. Log in to call more people.`;
+  if (/too many/.test(phrase)) return "Guests may make only a few calls at a time. Wait a moment, then try again.";
+  if (/longest|duration/.test(phrase)) return "The call reached the longest time that guests may talk.";
+  return "The operator’s rules for guests do not allow this call.";
+}
+
+/** ended says why the edge closed the WebSocket of a log-in that is over (close code 1008); undefined for other reasons. */
+export function ended(reason: string | undefined): string | undefined {
+  const p = (reason ?? "").toLowerCase();
+  if (/revo[ck]|ended by the operator/.test(p)) return "Your log-in was ended by the operator. Ask them why, or log in again.";
+  if (/logged out/.test(p)) return "You were logged out, here or in another window.";
+  if (/replaced/.test(p)) return "Your log-in was ended because you logged in elsewhere.";
+  if (/expired/.test(p)) return runOut;
+  return undefined;
+}
+
+/** Words for a log-in that was not renewed in time, and for one that the WAF no longer renews. */
+export const runOut = "Your log-in has run out.";
+export const sessionEnded = "Your session has ended.";
+
+/** guest says why the portal lets no guest in, by the answer's status and OAuth code. */
+export function guest(status: number, code: string): string {
+  if (status === 429) return "Too many guests came from your network at once. Wait a minute, then try again.";
+  if (code === "temporarily_unavailable") return "All places for guests are taken. Try again in a little while, or log in.";
+  if (status === 403 || status === 404 || status === 405) return "This portal takes no guests. Log in instead.";
+  return "Joining as a guest failed. Try again in a little while, or log in.";
+}
+
+/** unreachable says that an HTTPS service gave no answer: the browser does not tell a page why. */
+export function unreachable(url: URL, online: boolean): string {
+  if (!online) return "This computer is offline. Connect to a network, then try again.";
+  return `The log-in service at ${url.host} is not to be reached. Check your connection; if that is fine, this browser may not trust the service’s certificate.`;
+}
+
+/** gateway says that the WebSocket never came up; the browser tells a page no more than code 1006. */
+export function gateway(url: string): { text: string; link: string } {
+  const u = new URL(url);
+  return {
+    text: `The gateway at ${u.host} is not to be reached. It may be down, a firewall may be in the way, or this browser does not trust its certificate: open its address and see what the browser says. This page keeps trying.`,
+    link: `https://${u.host}/`,
+  };
+}
+
+/** busy tells of somebody who called in the middle of a call. */
+export function busy(name: string): string {
+  return `${name} tried to call you and was told that you are busy.`;
 }
 
 /** registration says why the network refuses to register this page. */
@@ -133,20 +187,21 @@ export function registration(code: number | undefined, cause: string | undefined
   return { text: "Connection lost, reconnecting", again: "retry" };
 }
 
-/** microphone says why the browser gave none, by the name of getUserMedia's DOMException. */
-export function microphone(error: string): string {
+/** device says why the browser gave none, by the name of getUserMedia's DOMException. */
+export function device(what: "microphone" | "camera", error: string): string {
+  const again = what === "microphone" ? "then call again" : "then try again";
   switch (error) {
     case "NotAllowedError":
     case "SecurityError":
-      return "This page may not use the microphone. Allow it beside the address bar, then call again.";
+      return `This page may not use the ${what}. Allow it beside the address bar, ${again}.`;
     case "NotFoundError":
     case "OverconstrainedError":
-      return "No microphone was found. Plug one in, then call again.";
+      return `No ${what} was found. Plug one in, ${again}.`;
     case "NotReadableError":
     case "AbortError":
-      return "The microphone is in use by another program, or the system keeps it back.";
+      return `The ${what} is in use by another program, or the system keeps it back. Free it, ${again}.`;
   }
-  return "The microphone could not be opened.";
+  return `The ${what} could not be opened.`;
 }
 
 /** relay says why no way through the TURN server was found. code is icecandidateerror's (RFC 8656 §18). */
@@ -155,7 +210,7 @@ export function relay(code: number | undefined): string {
     case 401:
     case 403:
     case 441:
-      return "The relay did not accept the pass for this call. Try again.";
+      return "The relay refused the credential for this call. Try again; if it stays so, the operator has to see that relay and log-in service belong together.";
     case 486:
       return "You have too many calls at the relay. Wait a minute, then try again.";
     case 508:
@@ -192,4 +247,13 @@ export function duration(seconds: number): string {
   const s = Math.max(0, Math.floor(seconds));
   const two = (n: number) => String(n).padStart(2, "0");
   return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`;
+}
+
+/** span writes a length of time in one unit, rounded down: 45 s, 12 min, 3 h, 2 days. */
+export function span(seconds: number): string {
+  const s = Math.max(0, Math.floor(seconds));
+  if (s < 90) return `${s} s`;
+  if (s < 90 * 60) return `${Math.floor(s / 60)} min`;
+  if (s < 48 * 3600) return `${Math.floor(s / 3600)} h`;
+  return `${Math.floor(s / 86_400)} days`;
 }

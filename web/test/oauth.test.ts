@@ -81,17 +81,24 @@ test("isAnswer and readPending know what they are given", () => {
   for (const bad of [null, "", "{", "[]", "null", '"x"', '{"state":1}']) assert.equal(readPending(bad), null, String(bad));
 });
 
-test("readLogin takes identity and life", () => {
-  assert.deepEqual(readLogin({ access_token: "t", token_type: "Bearer", expires_in: 3600, name: "Alice", ims: { impi: "a@x", impu: ["sip:alice@ims.test", "tel:1"], domain: "ims.test" } }, 1000), {
-    token: "t",
-    expires: 3_601_000,
-    name: "Alice",
-    uri: "sip:alice@ims.test",
-  });
-  assert.equal(readLogin({ access_token: "t", token_type: "bearer", ims: { impu: "alice@ims.test" } }, 0).uri, "sip:alice@ims.test");
+const begun = { steady: 1000, wall: 5000 };
+
+test("readLogin takes identity, life and what gets the next token", () => {
+  const r = { access_token: "t", token_type: "Bearer", expires_in: 3600, refresh_token: "r", name: "Alice", ims: { impi: "a@x", impu: ["sip:alice@ims.test", "tel:1"], domain: "ims.test" } };
+  const { life, ...rest } = readLogin(r, begun);
+  assert.deepEqual(rest, { token: "t", refresh: "r", name: "Alice", uri: "sip:alice@ims.test", guest: false });
+  assert.equal(life.left({ steady: 1000 + 600_000, wall: 5000 }), 3_000_000);
+  assert.equal(readLogin({ access_token: "t", token_type: "bearer", ims: { impu: "alice@ims.test" } }, begun).uri, "sip:alice@ims.test");
+  assert.equal(readLogin({ access_token: "t", token_type: "bearer", ims: { impu: "sip:guest-07@ims.test", scenario: 3 } }, begun).guest, true);
   for (const bad of [{}, { access_token: "t", token_type: "Bearer" }, { access_token: "t", token_type: "pop", ims: { impu: "x" } }, { token_type: "Bearer", ims: { impu: "x" } }]) {
-    assert.throws(() => readLogin(bad, 0), (e) => e instanceof LoginError && !e.message.includes("t\""));
+    assert.throws(() => readLogin(bad, begun), (e) => e instanceof LoginError && !e.message.includes("t\""));
   }
+});
+
+test("readLogin of a refresh keeps who it is", () => {
+  const before = { ...readLogin({ access_token: "t", token_type: "bearer", name: "Guest 7", ims: { impu: "sip:guest-07@ims.test" } }, begun), guest: true };
+  const next = readLogin({ access_token: "u", token_type: "bearer", expires_in: 60 }, begun, before);
+  assert.deepEqual([next.token, next.name, next.uri, next.guest], ["u", "Guest 7", "sip:guest-07@ims.test", true]);
 });
 
 test("readServers takes TURN servers with credentials and nothing else", () => {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { cipherName, coreProfile, hops, read, summary } from "../src/path.ts";
+import { cipherName, coreProfile, hops, nothing, read, selected, summary } from "../src/path.ts";
 
 // As Chromium 156 reports an audio call through TURN, cut to what is read.
 const chromium: [string, Record<string, unknown>][] = [
@@ -29,7 +29,36 @@ test("read finds the way in Chromium's report", () => {
     roundTrip: 0.004,
     energy: 0.25,
     samples: 48000,
+    audio: { ...nothing().audio, bytesOut: 4100, bytesIn: 4000, packetsOut: 51, packetsIn: 50, packetsLost: 1 },
+    video: nothing().video,
   });
+});
+
+test("read keeps voice and picture apart, and sums them", () => {
+  const p = read(
+    [
+      ...chromium,
+      ["V", { type: "inbound-rtp", kind: "video", packetsReceived: 10, bytesReceived: 9000, packetsLost: 2, framesDecoded: 24, keyFramesDecoded: 1, pliCount: 3, nackCount: 4, frameWidth: 640, frameHeight: 360 }],
+      ["W", { type: "outbound-rtp", kind: "video", packetsSent: 11, bytesSent: 9900, framesEncoded: 25 }],
+    ],
+    sdp,
+  );
+  assert.deepEqual([p.packetsIn, p.packetsLost, p.bytesOut, p.audio.packetsIn], [60, 3, 14_000, 50]);
+  assert.deepEqual(p.video, { bytesOut: 9900, bytesIn: 9000, packetsOut: 11, packetsIn: 10, packetsLost: 2, framesDecoded: 24, keyFramesDecoded: 1, framesEncoded: 25, frameWidth: 640, frameHeight: 360, pliCount: 3, nackCount: 4 });
+  assert.match(summary(p, true), /voice and picture are encrypted.*cannot listen or look.*opens them, and they go on/);
+});
+
+test("selected finds the local candidates in use, one a transport", () => {
+  assert.deepEqual(selected(chromium), ["L"]);
+  assert.deepEqual(selected([...chromium, ["T2", { type: "transport", selectedCandidatePairId: "P2" }], ["P2", { type: "candidate-pair", localCandidateId: "L2" }]]), ["L", "L2"]);
+  assert.deepEqual(selected(chromium.filter(([id]) => id !== "T")), ["L"]);
+  assert.deepEqual(selected([]), []);
+});
+
+test("TLS to the relay is named beside what it wraps", () => {
+  const tls = chromium.map(([id, s]) => (id === "L" ? [id, { ...s, relayProtocol: "tls" }] : [id, s]) as [string, Record<string, unknown>]);
+  assert.match(hops(read(tls, sdp))[0].detail, /AES-256-GCM, inside TLS as well/);
+  assert.match(summary(read(tls, sdp)), /TLS is wrapped around/);
 });
 
 test("read finds the pair where the transport does not name it", () => {
