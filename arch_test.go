@@ -31,6 +31,7 @@ var rooms = map[string][]string{
 	"internal/keyring":    {"internal/secret", "internal/token"},
 	"internal/store":      {"internal/secret"},
 	"internal/iq":         {"internal/store"},
+	"internal/session":    {"internal/store"},
 	"internal/listen":     {"internal/secret"},
 	"internal/admin":      {"internal/secret"},
 	"internal/turnclient": {"internal/wire/stun", "internal/token", "internal/secret"},

@@ -37,7 +37,7 @@ func NewChromium(t testing.TB, h *lab.Host, caFile string) Browser {
 		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true),
 		chromedp.Flag("no-first-run", true), chromedp.Flag("autoplay-policy", "no-user-gesture-required"),
 		chromedp.Flag("disable-features", "WebRtcHideLocalIpsWithMdns"),
-		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost, EXCLUDE "+lab.Edge+", EXCLUDE "+lab.TURNName+", EXCLUDE "+lab.TURNName+"."),
+		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost, EXCLUDE "+lab.Edge+", EXCLUDE *.ims.test, EXCLUDE *.ims.test."),
 		// Without a GPU the page's motion takes the CPU that the media needs.
 		chromedp.Flag("force-prefers-reduced-motion", true),
 		chromedp.Flag("disable-background-timer-throttling", true), chromedp.Flag("disable-backgrounding-occluded-windows", true),

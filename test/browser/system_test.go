@@ -18,17 +18,15 @@ const portal = "https://" + lab.Edge + "/"
 // keys of wicgate.yaml by section.
 type keys map[string]map[string]any
 
-// configuration of the lab: the default, with the addresses of its picture and with changes.
+// configuration of the lab: the default, with the addresses of its picture and with changes. Portal and
+// TURN share port 443.
 func configuration(t testing.TB, changes keys) string {
 	t.Helper()
 	all := keys{
 		"log":   {"level": "debug"},
 		"https": {"listen": lab.Edge + ":443", "url": "https://" + lab.Edge},
 		"turn": {
-			"listen": []string{lab.Edge + ":3478"}, "listen_tcp": []string{lab.Edge + ":3478", lab.TURN + ":443"},
-			"urls": []string{
-				"turn:" + lab.Edge + ":3478?transport=udp", "turn:" + lab.Edge + ":3478?transport=tcp", "turns:" + lab.TURNName + ":443?transport=tcp",
-			},
+			"listen": []string{lab.Edge + ":3478"}, "listen_tcp": []string{lab.Edge + ":3478", lab.Edge + ":443"}, "urls": turnURLs(lab.EdgeName),
 			"relay": map[string]any{"bind": lab.Relay},
 		},
 		"imsagw": {"access": map[string]any{"bind": lab.Gateway}},
@@ -42,6 +40,11 @@ func configuration(t testing.TB, changes keys) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// turnURLs are the ways to the TURN server, with the host that has it behind TLS on port 443.
+func turnURLs(secure string) []string {
+	return []string{"turn:" + lab.Edge + ":3478?transport=udp", "turn:" + lab.Edge + ":3478?transport=tcp", "turns:" + secure + ":443?transport=tcp"}
 }
 
 // plan is how a system differs from one process and two Chromiums.
@@ -67,14 +70,15 @@ func newSystem(t *testing.T, p plan) *system {
 	wic, edge := lab.Pair(t)
 	data := lab.DataFolder(t)
 	s := &system{t: t, wic: wic, edge: edge, ca: filepath.Join(data, "ca", "ca.pem")}
-	config := configuration(t, p.keys)
 	if p.turn != nil {
-		s.turnConfig = configuration(t, merge(merge(p.keys, keys{"turn": {"keys": filepath.Join(data, "turn-keys.json")}}), p.turn))
-		s.turnData = lab.DataFolder(t)
-		s.core = lab.Start(t, edge, data, "--config", config, "waf", "wwsf", "epcscf", "imsagw", "democore")
+		apart := merge(keys{"turn": {
+			"listen_tcp": []string{lab.Edge + ":3478", lab.TURN + ":443"}, "urls": turnURLs(lab.TURNName), "keys": filepath.Join(data, "turn-keys.json"),
+		}}, p.keys)
+		s.core = lab.Start(t, edge, data, "--config", configuration(t, apart), "waf", "wwsf", "epcscf", "imsagw", "democore")
+		s.turnData, s.turnConfig = lab.DataFolder(t), configuration(t, merge(apart, p.turn))
 		s.startTURN()
 	} else {
-		s.core = lab.Start(t, edge, data, "--config", config)
+		s.core = lab.Start(t, edge, data, "--config", configuration(t, p.keys))
 		s.turn = s.core
 	}
 	// A browser each: a page that is not in front gets no clicks.

@@ -13,6 +13,9 @@ var (
 	only443 = []string{"iifname e0 meta l4proto udp", "iifname e0 tcp dport != 443"}
 )
 
+// anyWay to the relay: where all pass, the first one that comes up carries the call, mostly UDP.
+var anyWay = []string{"udp", "tcp", "tls"}
+
 // TestTransports: calls of two portals over the networks that people have. What is not let through
 // gets no answer.
 func TestTransports(t *testing.T) {
@@ -21,22 +24,24 @@ func TestTransports(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		drop []string
-		way  string
+		ways []string
 	}{
-		{"everything passes", nil, "udp"},
-		{"no UDP passes", noUDP, "tcp"},
-		{"only port 443 of TCP passes", only443, "tls"},
+		{"everything passes", nil, anyWay},
+		{"no UDP passes", noUDP, []string{"tcp"}},
+		{"only port 443 of TCP passes", only443, []string{"tls"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s.edge.Drop(c.drop...)
 			defer s.edge.Drop()
 			s.call()
 			took := firstAudio(s.alice)
-			lab.Figure(t, "click to first audio over "+c.way, "2 s", "%d ms", took.Milliseconds())
-			if c.drop != nil && took > 2*time.Second {
-				t.Errorf("first audio over %s only %v after the click", c.way, took)
+			if c.drop != nil { // the first call also warms up
+				lab.Figure(t, "click to first audio over "+c.ways[0], "2 s", "%d ms", took.Milliseconds())
+				if took > 2*time.Second {
+					t.Errorf("first audio over %v only %v after the click", c.ways, took)
+				}
 			}
-			s.heard(2*time.Second, c.way)
+			s.heard(2*time.Second, c.ways...)
 			s.bob.Click("#hangup")
 			ended(s.alice, 5*time.Second)
 			s.edge.Drop()

@@ -1,7 +1,7 @@
 // Package lab makes the hosts that end-to-end tests run on: network namespaces on this machine,
 // joined by veth pairs, with no way out. It also builds and starts the wicgate binary in them.
 //
-//	wic 10.10.1.2 ────────── 10.10.1.1 edge, 10.10.1.3 for TURN on port 443
+//	wic 10.10.1.2 ────────── 10.10.1.1 edge, 10.10.1.3 for a TURN of its own
 //	(browser)                10.10.2.1 relayed addresses   } on the edge's loopback: from wic
 //	                         10.10.2.2 gateway, access side } 10.10.2.0/24 is unreachable
 //
@@ -32,11 +32,13 @@ import (
 const (
 	WIC     = "10.10.1.2"
 	Edge    = "10.10.1.1"
-	TURN    = "10.10.1.3" // the edge's second address, where port 443 is not the portal's
+	TURN    = "10.10.1.3" // the edge's second address, for a TURN server that does not share the portal's port 443
 	Relay   = "10.10.2.1"
 	Gateway = "10.10.2.2"
 
-	TURNName = "turn.ims.test" // resolves to TURN on wic
+	// Names that resolve on wic. Firefox does not try a turns: URL without one.
+	EdgeName = "edge.ims.test"
+	TURNName = "turn.ims.test"
 )
 
 // inside holds the binary for the tests in the user namespace, which cannot fetch modules to build one.
@@ -115,7 +117,7 @@ func Pair(t testing.TB) (wic, edge *Host) {
 	}
 	wic.hosts = filepath.Join(t.TempDir(), "hosts")
 	// WebRTC asks for names with the root's dot.
-	if err := os.WriteFile(wic.hosts, []byte("127.0.0.1 localhost\n"+TURN+" "+TURNName+" "+TURNName+".\n"), 0o644); err != nil {
+	if err := os.WriteFile(wic.hosts, fmt.Appendf(nil, "127.0.0.1 localhost\n%[1]s %[2]s %[2]s.\n%[3]s %[4]s %[4]s.\n", Edge, EdgeName, TURN, TURNName), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return wic, edge
