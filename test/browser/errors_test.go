@@ -54,8 +54,7 @@ func TestBadDay(t *testing.T) {
 		s.bob.Eval("location.reload()", nil)
 		ended(s.alice, 10*time.Second)
 		s.quiet(15 * time.Second)
-		s.bob.Click("#login") // the WAF knows bob still
-		registration(s.bob, 15*time.Second, "registered")
+		registration(s.bob, 15*time.Second, "registered") // the WAF knows bob still
 		for _, c := range [][2]*Page{{s.alice, s.bob}, {s.bob, s.alice}} {
 			connect(c[0], c[1])
 			firstAudio(c[0])
@@ -118,4 +117,40 @@ func TestForeignTURN(t *testing.T) {
 	if n := s.turn.Count("turn", "Allocations"); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
+}
+
+// ahead sets a page's clock.
+func ahead(p *Page, by time.Duration) {
+	p.t.Helper()
+	p.Before(fmt.Sprintf(`{ const real = Date, by = %d;
+window.Date = class extends real { constructor(...a) { a.length ? super(...a) : super(real.now() + by); } static now() { return real.now() + by; } }; }`, by.Milliseconds()))
+}
+
+// TestWrongClock: a computer's clock that is wrong does not keep a person from calling; by minutes it
+// is named, since it can make certificates and log-ins fail.
+func TestWrongClock(t *testing.T) {
+	s := newSystem(t, plan{})
+	ahead(s.alice, 10*time.Second)
+	ahead(s.bob, -10*time.Minute)
+	s.logIn()
+	s.bob.Wait(5*time.Second, `/clock is 10 minutes slow/.test(document.body.innerText)`)
+	s.bob.Show("clock")
+	s.call()
+	firstAudio(s.alice)
+	s.heard(2*time.Second, anyWay...)
+	s.bob.Click("#hangup")
+	ended(s.alice, 5*time.Second)
+	s.quiet(10 * time.Second)
+	var text string
+	s.alice.Eval("document.body.innerText", &text)
+	if regexp.MustCompile(`(?i)clock`).MatchString(text) {
+		t.Errorf("10 s are nobody's trouble, but alice reads %s", text)
+	}
+
+	fast := NewChromium(t, s.wic, s.ca).Page("alice")
+	ahead(fast, 10*time.Minute)
+	logIn(fast, "alice", s.core.Password("alice"))
+	fast.Wait(5*time.Second, `/clock is 10 minutes fast/.test(document.body.innerText)`)
+	fast.Eval("wicgate.renew()", nil) // by what the token says of its life, not by the clock
+	registration(fast, 5*time.Second, "registered")
 }
