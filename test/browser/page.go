@@ -76,14 +76,14 @@ func (p *Page) TryEval(js string, v any) error {
 	return nil
 }
 
-// Wait waits until a JavaScript condition holds.
+// Wait waits until a JavaScript condition, or what it promises, holds.
 func (p *Page) Wait(limit time.Duration, condition string) {
 	p.t.Helper()
 	var ok bool
 	var err error
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		// A navigation under way ends the evaluation; the next round sees the new page.
-		if err = p.TryEval("!!("+condition+")", &ok); err == nil && ok {
+		if err = p.TryEval("(async () => !!await ("+condition+"))()", &ok); err == nil && ok {
 			return
 		}
 	}
