@@ -26,6 +26,7 @@ import (
 
 	"wicgate/internal/listen"
 	"wicgate/internal/peerpolicy"
+	"wicgate/internal/secret"
 	"wicgate/turn/internal/core"
 )
 
@@ -76,6 +77,15 @@ type Config struct {
 	MaxConnections, MaxConnectionsSource int
 	// Idle is how long a connection may be without an allocation; 0 = 30 s.
 	Idle time.Duration
+
+	// Secrets returns those of ephemeral credentials, newest first (keyring.OpenSecrets); nil = such
+	// credentials are not taken.
+	Secrets func() []secret.Bytes
+	// Revoked says whether the session of a pseudonym has been revoked, for new allocations; nil =
+	// none is. Who hears news calls Revoke, Extend, Missed and Blind besides.
+	Revoked func(pseudonym string) bool
+	// BlindClosed refuses new allocations while Blind.
+	BlindClosed bool
 
 	Policy   CredentialPolicy
 	GraceMax time.Duration // after a token's expiry; 0 = 12 h; not used by Strict
@@ -145,6 +155,7 @@ func New(cfg Config) (*Server, error) {
 		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relay.Advertise.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
 		Quota: cfg.Quota, MaxAllocations: cfg.MaxAllocations, MaxPermissions: cfg.MaxPermissions, MaxChannels: cfg.MaxChannels,
 		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken,
+		Secrets: cfg.Secrets, Revoked: cfg.Revoked, BlindClosed: cfg.BlindClosed,
 	})
 	return s, nil
 }
@@ -364,6 +375,20 @@ func (s *Server) Extend(pseudonym string, until time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.core.Extend(pseudonym, until)
+}
+
+// Missed tells that extensions may have been lost: no session is held to have ended for want of one.
+func (s *Server) Missed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.Missed()
+}
+
+// Blind tells that nothing is heard of revocations (true), or again something is.
+func (s *Server) Blind(blind bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.Blind(blind)
 }
 
 // Stats counts since New, except Allocations. The keys of the maps are fixed sets.

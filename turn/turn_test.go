@@ -238,6 +238,64 @@ func TestRelayedEcho(t *testing.T) {
 	}
 }
 
+// TestSessions: what an operator sees of allocations over each transport, and ends one by one or by
+// pseudonym; the revoked session's credentials open nothing more.
+func TestSessions(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	sec := secret.New([]byte("a secret shared with an edge"))
+	var mu sync.Mutex
+	revoked := map[string]bool{}
+	change, trust := streamed(t)
+	b := start(t, change, func(c *Config) {
+		c.Secrets = func() []secret.Bytes { return []secret.Bytes{sec} }
+		c.Revoked = func(p string) bool { mu.Lock(); defer mu.Unlock(); return revoked[p] }
+	})
+	ctx := timeout(t)
+	ephemeral := func(p string) turnclient.Credential {
+		name := token.EphemeralUsername(time.Now().Add(time.Hour), p)
+		return turnclient.LongTerm(name, token.EphemeralPassword(sec, name))
+	}
+	clients := []*turnclient.Client{
+		b.client(turnclient.AccessToken(b.issue("p1", time.Hour))), b.stream("tcp", nil, turnclient.TokenUsername(b.issue("p2", time.Hour))),
+		b.stream("tls", trust, ephemeral("p2")),
+	}
+	for _, c := range clients {
+		if _, err := c.Allocate(ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := b.s.Sessions("")
+	if len(list) != 3 || len(b.s.Sessions("p2")) != 2 || len(b.s.Sessions("nobody")) != 0 {
+		t.Fatalf("%+v", list)
+	}
+	for i, want := range []struct{ pseudonym, credential, transport string }{{"p1", "token", "udp"}, {"p2", "username", "tcp"}, {"p2", "ephemeral", "tls"}} {
+		a := list[i]
+		if a.Pseudonym != want.pseudonym || a.Credential != want.credential || a.Transport != want.transport || a.Client != clients[i].LocalAddr() {
+			t.Errorf("%+v, want %v", a, want)
+		}
+		if one, ok := b.s.Session(a.ID); !ok || one.Relayed != a.Relayed || !one.Expires.After(time.Now()) {
+			t.Errorf("%+v, %v", one, ok)
+		}
+	}
+	if !b.s.Kill(list[0].ID) || b.s.Kill(list[0].ID) || b.s.Kill(12345) {
+		t.Error("Kill")
+	}
+	mu.Lock()
+	revoked["p2"] = true
+	mu.Unlock()
+	if n := b.s.Revoke("p2"); n != 2 {
+		t.Errorf("%d revoked", n)
+	}
+	for _, cr := range []turnclient.Credential{ephemeral("p2"), turnclient.TokenUsername(b.issue("p2", time.Hour)), turnclient.AccessToken(b.issue("p2", time.Hour))} {
+		if _, err := b.client(cr).Allocate(ctx, 0); turnclient.Code(err) != 401 {
+			t.Errorf("a revoked session allocates: %v", err)
+		}
+	}
+	if st := b.s.Stats(); st.Allocations != 0 || st.Ended["killed"] != 1 || st.Ended["revoked"] != 2 || st.Refused["revoked"] != 3 {
+		t.Errorf("%+v", st)
+	}
+}
+
 // TestOnlyPermittedPeers: a relay socket takes packets of permitted addresses alone, and nothing
 // leaves for others.
 func TestOnlyPermittedPeers(t *testing.T) {
@@ -361,7 +419,7 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("stats %+v", st)
 	}
 	l := b.log.String()
-	for _, want := range []string{"cause=\"USERNAME carries no token", "cause=\"message integrity is wrong\"", "cause=\"kid is not known\"", "cause=\"malformed message\"", "cause=\"neither STUN nor ChannelData\"", "client=" + c.LocalAddr().String()} {
+	for _, want := range []string{"cause=\"USERNAME is of no kind", "cause=\"message integrity is wrong\"", "cause=\"kid is not known\"", "cause=\"malformed message\"", "cause=\"neither STUN nor ChannelData\"", "client=" + c.LocalAddr().String()} {
 		if !strings.Contains(l, want) {
 			t.Errorf("log does not say %s:\n%s", want, l)
 		}

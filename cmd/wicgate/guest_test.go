@@ -32,7 +32,7 @@ func TestGuestsWay(t *testing.T) {
 	defer nats.Close()
 	h := &house{file: file, data: dir, roles: []string{"waf", "wwsf"}, log: slog.New(slog.DiscardHandler), stats: map[string]func() any{},
 		bus: nats, rings: keyring.New(file.TURN.Name), client: web.Client()}
-	for _, build := range []func(*http.ServeMux) error{h.waf, h.wwsf} {
+	for _, build := range []func(*http.ServeMux) error{h.openNews, h.waf, h.wwsf} {
 		if err := build(mux); err != nil {
 			t.Fatal(err)
 		}

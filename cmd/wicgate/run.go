@@ -27,6 +27,7 @@ import (
 	"wicgate/internal/listen"
 	"wicgate/internal/peerpolicy"
 	"wicgate/internal/secret"
+	"wicgate/internal/session"
 	"wicgate/internal/store"
 	"wicgate/turn"
 	"wicgate/waf"
@@ -90,13 +91,15 @@ type house struct {
 	stats   map[string]func() any // by role
 	closers []func()
 
-	bus    *store.NATS
-	rings  *keyring.Ring
-	ca     *listen.CA // nil where a certificate is configured
-	cert   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	client *http.Client
-	users  []waf.User       // demo users, where there are any
-	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
+	bus         *store.NATS
+	rings       *keyring.Ring
+	ca          *listen.CA // nil where a certificate is configured
+	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	client      *http.Client
+	users       []waf.User // demo users, where there are any
+	news        news
+	turnSecrets []secret.Bytes   // see secrets
+	shared      *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
 
 func (h *house) has(role string) bool { return slices.Contains(h.roles, role) }
@@ -128,7 +131,8 @@ func (h *house) build() error {
 		when  bool
 		build func(*http.ServeMux) error
 	}{
-		{h.has("waf") || h.has("epcscf") || h.has("imsagw"), h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "", h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("turn"), h.openNews},
 		{h.has("waf") || h.has("turn"), h.openKeys},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
@@ -143,6 +147,11 @@ func (h *house) build() error {
 			if err := step.build(mux); err != nil {
 				return err
 			}
+		}
+	}
+	if h.news.follower != nil {
+		if err := h.followNews(); err != nil {
+			return err
 		}
 	}
 	if front {
@@ -252,6 +261,14 @@ func (h *house) turn(*http.ServeMux) error {
 	if c.Profile == "general" {
 		peers = peerpolicy.General(open...)
 	}
+	secrets, err := h.secrets()
+	if err != nil {
+		return err
+	}
+	var give func() []secret.Bytes
+	if secrets != nil {
+		give = func() []secret.Bytes { return secrets }
+	}
 	tcp := addrPorts(c.ListenTCP)
 	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
 		h.shared = listen.NewHandover(web)
@@ -262,10 +279,14 @@ func (h *house) turn(*http.ServeMux) error {
 		Peers: peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
+		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 	})
 	if err != nil {
 		return err
 	}
+	h.news.hear = append(h.news.hear, session.Handler{
+		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
+	})
 	h.add("turn", s.Serve, func() any { return s.Stats() })
 	return nil
 }
@@ -335,7 +356,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 		clients = append(clients, waf.Client{ID: "portal", Name: "wicgate portal, for guests", Secret: secret, Page: "wic"})
 	}
 	w, err := waf.New(waf.Config{
-		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus,
+		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus, News: h.news.issuer,
 		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
 		Clients:        clients,

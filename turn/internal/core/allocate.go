@@ -104,6 +104,10 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 508, CauseDraining, nil)
 		return
 	}
+	if c.blind && c.cfg.BlindClosed {
+		c.fail(r, out, 508, CauseBlind, nil)
+		return
+	}
 	if len(c.ids) >= c.cfg.MaxAllocations {
 		c.fail(r, out, 508, CauseCapacity, nil)
 		return

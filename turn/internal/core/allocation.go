@@ -113,11 +113,13 @@ func (c *Core) hardEnd(cred *credential, extended time.Time) time.Time {
 	if c.cfg.Policy == Strict {
 		return end
 	}
-	end = end.Add(c.cfg.GraceMax)
-	if c.cfg.Policy == Session && extended.After(end) {
-		end = extended
+	if c.cfg.Policy == Session && !extended.IsZero() && !c.blind {
+		if extended.After(end) {
+			end = extended
+		}
+		return end.Add(SessionSlack)
 	}
-	return end
+	return end.Add(c.cfg.GraceMax)
 }
 
 // grant returns the lifetime for an allocation under cred that asks for the value v of LIFETIME, nil

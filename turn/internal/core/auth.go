@@ -17,7 +17,20 @@ type credential struct {
 	mac      secret.Bytes // the token's mac_key
 	key      secret.Bytes // of the integrity: mac_key, or MD5(username:realm:credential)
 	token    bool         // RFC 7635's own shape: USERNAME = kid, key = mac_key
-	ends     time.Time    // token's expiry, Delta included
+	// ephemeral: mac is the password
+	ephemeral bool
+	ends      time.Time // token's expiry, Delta included
+}
+
+// kind is what an operator is told that it is.
+func (c *credential) kind() string {
+	switch {
+	case c.token:
+		return "token"
+	case c.ephemeral:
+		return "ephemeral"
+	}
+	return "username"
 }
 
 // same reports whether both come from the same token.
@@ -108,6 +121,9 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 		}
 	}
 	kid, tok, ok, err := token.ParseUsername(r.username)
+	if !ok && c.cfg.Secrets != nil {
+		return c.ephemeral(r)
+	}
 	if !ok {
 		return CauseUsername, nil // also USERHASH, which no stateless server can invert
 	}
@@ -123,6 +139,35 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 	key := stun.LongTermKey(r.username, []byte(c.cfg.Name), token.Credential(cred.mac).Expose())
 	cred.key = secret.New(key[:])
 	return c.verify(r, cred)
+}
+
+// ephemeral verifies a credential that the issuer derived from a secret shared with us.
+func (c *Core) ephemeral(r *request) (Cause, error) {
+	ends, pseudonym, ok, err := token.ParseEphemeral(r.username)
+	switch {
+	case !ok || err != nil:
+		return CauseUsername, err
+	case !ends.After(r.now):
+		return CauseExpiredToken, nil
+	case ends.After(r.now.Add(token.MaxAhead)):
+		return CauseFutureToken, nil
+	case c.revoked(pseudonym):
+		return CauseRevoked, nil
+	}
+	username := string(r.username)
+	for _, sec := range c.cfg.Secrets() {
+		password := token.EphemeralPassword(sec, username)
+		key := stun.LongTermKey(r.username, []byte(c.cfg.Name), password.Expose())
+		cred := &credential{username: username, owner: pseudonym, mac: password, key: secret.New(key[:]), ends: ends, ephemeral: true}
+		if cause, _ := c.verify(r, cred); cause == CauseNone {
+			return CauseNone, nil
+		}
+	}
+	return CauseBadMAC, nil
+}
+
+func (c *Core) revoked(pseudonym string) bool {
+	return c.cfg.Revoked != nil && c.cfg.Revoked(pseudonym)
 }
 
 // openToken opens tok, sealed under kid for this server. If it is the token that allocation a lives
@@ -153,6 +198,8 @@ func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*cr
 		return nil, CauseFutureToken, err
 	case err != nil:
 		return nil, CauseExpiredToken, err
+	case c.revoked(owner):
+		return nil, CauseRevoked, nil
 	}
 	cred.ends = r.now.Add(left)
 	return cred, CauseNone, nil

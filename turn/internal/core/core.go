@@ -41,6 +41,8 @@ const (
 	// OldKeyLife is how long a replaced key still verifies, for requests and retransmissions that
 	// were on their way: the length of a transaction (RFC 8489 §6.2.1).
 	OldKeyLife = 40 * time.Second
+	// SessionSlack is for the next extension to be on its way, and for a client that is late.
+	SessionSlack = 60 * time.Second
 )
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
@@ -55,8 +57,9 @@ type Keys interface {
 type CredentialPolicy uint8
 
 const (
-	// Session grants Refresh while the issuer says that the session lives ([Core.Extend]), and
-	// without such news as CallGrace.
+	// Session grants Refresh while the issuer says that the session lives ([Core.Extend]) and
+	// SessionSlack longer, and as CallGrace where there is no such news, or some may have been lost
+	// ([Core.Missed], [Core.Blind]).
 	Session CredentialPolicy = iota
 	// CallGrace grants Refresh until the token's expiry plus GraceMax.
 	CallGrace
@@ -81,6 +84,13 @@ type Config struct {
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
 	ReplyBurst int
 	ReplyRate  float64 // per second
+
+	// Secrets returns those of ephemeral credentials, newest first; nil = none are taken.
+	Secrets func() []secret.Bytes
+	// Revoked says whether the session of a pseudonym has been revoked; nil = none ever is.
+	Revoked func(pseudonym string) bool
+	// BlindClosed refuses new allocations while nothing is known of revocations ([Core.Blind]).
+	BlindClosed bool
 
 	// NoAccessToken switches RFC 7635's own shape off: no THIRD-PARTY-AUTHORIZATION, and
 	// ACCESS-TOKEN is an unknown attribute.
@@ -111,6 +121,7 @@ type Core struct {
 	lastID ID
 
 	draining bool
+	blind    bool
 	random   [64 * 12]byte // transaction ids of indications, used from the end
 	left     int           // unused bytes of random
 	stats    Stats
@@ -243,7 +254,7 @@ func (c *Core) Timeout(now time.Time, out *Outbox) {
 }
 
 // Revoke ends all allocations of pseudonym and returns how many they were. It keeps nothing: that
-// the pseudonym's tokens open no new allocation is for the keys to see to.
+// the pseudonym's credentials open no new allocation is what Config.Revoked is for.
 func (c *Core) Revoke(now time.Time, pseudonym string, out *Outbox) int {
 	out.reset()
 	n := 0
@@ -266,8 +277,30 @@ func (c *Core) Disconnected(now time.Time, t Tuple, out *Outbox) {
 	}
 }
 
+// Kill ends one allocation and reports whether it was there.
+func (c *Core) Kill(now time.Time, id ID, out *Outbox) bool {
+	out.reset()
+	a := c.ids[id]
+	if a == nil {
+		return false
+	}
+	c.end(a, now, EndKilled, out)
+	return true
+}
+
+// Missed tells that extensions may have been lost: those known count no more, so that no session is
+// held to have ended because its last extension did not come.
+func (c *Core) Missed() {
+	for _, a := range c.ids {
+		a.extended = time.Time{}
+	}
+}
+
+// Blind tells that nothing is heard of extensions and revocations, or again something is.
+func (c *Core) Blind(blind bool) { c.blind = blind }
+
 // Extend is the issuer's news that the session of pseudonym lives until the given time. Under the
-// policy Session its allocations may be refreshed until then; it never shortens anything.
+// policy Session its allocations may be refreshed until then; old news shorten nothing.
 func (c *Core) Extend(pseudonym string, until time.Time) {
 	for _, a := range c.owners[pseudonym] {
 		if until.After(a.extended) {

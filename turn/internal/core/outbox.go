@@ -91,6 +91,8 @@ const (
 	CauseNoPermission
 	CauseChannel
 	CauseTooLong
+	CauseRevoked
+	CauseBlind
 	NumCauses = iota
 )
 
@@ -103,7 +105,7 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseChallenge:        {"challenge", "no credential yet: challenged"},
 	CauseIncomplete:       {"incomplete", "integrity without USERNAME, NONCE or REALM"},
 	CauseStaleNonce:       {"stale_nonce", "nonce is stale or was made for another address"},
-	CauseUsername:         {"username", "USERNAME carries no token and is no allocation's"},
+	CauseUsername:         {"username", "USERNAME is of no kind of credential that is taken here, and no allocation's"},
 	CauseUnknownKey:       {"unknown_kid", "kid is not known"},
 	CauseBadToken:         {"bad_token", "token does not open under its kid for this server"},
 	CauseExpiredToken:     {"expired_token", "token has expired"},
@@ -123,6 +125,8 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseNoPermission:     {"no_permission", "no permission for the peer"},
 	CauseChannel:          {"channel", "channel is not bound"},
 	CauseTooLong:          {"too_long", "packet too long to wrap"},
+	CauseRevoked:          {"revoked", "session of the credential has been revoked"},
+	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
 }
 
 // String returns the cause in words.
@@ -141,12 +145,13 @@ const (
 	EndRevoked                      // Revoke
 	EndShutdown                     // EndAll
 	EndDisconnected                 // the client's connection is gone
+	EndKilled                       // Kill
 	NumEnds         = iota
 )
 
 // String returns the cause in a word.
 func (c EndCause) String() string {
-	return [NumEnds]string{"expired", "deleted", "revoked", "shutdown", "disconnected"}[c]
+	return [NumEnds]string{"expired", "deleted", "revoked", "shutdown", "disconnected", "killed"}[c]
 }
 
 // Ended tells of an allocation that has ended.

@@ -2,9 +2,12 @@ package core
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
+	"wicgate/internal/secret"
+	"wicgate/internal/token"
 	"wicgate/internal/wire/stun"
 )
 
@@ -72,15 +75,19 @@ func TestExpiryTable(t *testing.T) {
 					w.want(w.ask(alice, c, stun.CreatePermission, peer(gateway)), 0)
 				}
 				if p == Session {
-					// The issuer says: it lives, one hour more.
-					w.core.Extend("p1", issued.Add(life+delta+2*grace))
-					w.core.Extend("p1", issued) // old news shorten nothing
+					// The issuer says: it lives, one hour more. Old news shorten nothing.
+					until := issued.Add(life + delta + 2*grace)
+					w.core.Extend("p1", until)
+					w.core.Extend("p1", issued)
 					r = w.want(w.ask(alice, c, stun.Refresh, lifetime(3600)), 0)
 					if r.lifetime() != 3600 {
 						t.Errorf("extended session: LIFETIME %d", r.lifetime())
 					}
 					w.sleep(59 * time.Minute)
-					w.want(w.ask(alice, c, stun.Refresh), 0)
+					r = w.want(w.ask(alice, c, stun.Refresh), 0)
+					if want := int(until.Add(SessionSlack).Sub(w.now) / time.Second); r.lifetime() != want {
+						t.Errorf("Refresh near the session's end: LIFETIME %d, want %d", r.lifetime(), want)
+					}
 				}
 				// The end of all: the last Refresh is granted up to it, and then there is nothing.
 				w.sleep(9 * time.Minute)
@@ -90,6 +97,86 @@ func TestExpiryTable(t *testing.T) {
 				w.want(w.ask(alice, c, stun.Refresh), 401)
 			})
 		}
+	}
+}
+
+// TestSessionPolicy: with news of the issuer the allocation lives as long as the session, and no
+// news that may have been lost ends it.
+func TestSessionPolicy(t *testing.T) {
+	const life = 10 * time.Minute
+	for _, c := range []struct {
+		name  string
+		news  func(w *world)
+		lives time.Duration // from the token's issue
+	}{
+		{"no news", func(*world) {}, life + 5*time.Second + 2*time.Hour},
+		{"news", func(w *world) { w.core.Extend("p1", w.now.Add(30*time.Minute)) }, 30*time.Minute + SessionSlack},
+		{"news of less than the token's life", func(w *world) { w.core.Extend("p1", w.now.Add(time.Minute)) }, life + 5*time.Second + SessionSlack},
+		{"news of another", func(w *world) { w.core.Extend("p2", w.now.Add(30*time.Minute)) }, life + 5*time.Second + 2*time.Hour},
+		{"missed", func(w *world) { w.core.Extend("p1", w.now.Add(30*time.Minute)); w.core.Missed() }, life + 5*time.Second + 2*time.Hour},
+		{"blind", func(w *world) { w.core.Extend("p1", w.now.Add(30*time.Minute)); w.core.Blind(true) }, life + 5*time.Second + 2*time.Hour},
+		{"no longer blind", func(w *world) {
+			w.core.Extend("p1", w.now.Add(30*time.Minute))
+			w.core.Blind(true)
+			w.core.Blind(false)
+		}, 30*time.Minute + SessionSlack},
+	} {
+		w := newWorld(t, func(c *Config) { c.Policy, c.GraceMax = Session, 2*time.Hour })
+		cr := w.issue(inUsername, "p1", w.now, life)
+		begun := w.now
+		w.want(w.ask(alice, cr, stun.Allocate, transport(17)), 0)
+		c.news(w)
+		for w.core.Allocations() > 0 && w.now.Sub(begun) < 4*time.Hour {
+			w.want(w.ask(alice, cr, stun.Refresh), 0)
+			w.sleep(time.Second)
+		}
+		if got := w.now.Sub(begun); got < c.lives-2*time.Second || got > c.lives+2*time.Second {
+			t.Errorf("%s: lived %v, want %v", c.name, got, c.lives)
+		}
+	}
+}
+
+// TestRevoked: a revoked pseudonym opens nothing, and brings no new credential into what it has.
+func TestRevoked(t *testing.T) {
+	revoked := map[string]bool{}
+	w := newWorld(t, func(c *Config) {
+		c.Revoked = func(p string) bool { return revoked[p] }
+		c.Secrets = func() []secret.Bytes { return []secret.Bytes{secret.New([]byte("north"))} }
+	})
+	for _, c := range []cred{w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inToken, "p1", w.now, time.Hour), ephemeral("north", w.now.Add(time.Hour), "p1")} {
+		revoked["p1"] = true
+		w.want(w.ask(alice, c, stun.Allocate, transport(17)), 401)
+		if w.last.Cause != CauseRevoked {
+			t.Errorf("cause %v", w.last.Cause)
+		}
+		w.want(w.ask(mallory, w.issue(inUsername, "p2", w.now, time.Hour), stun.Allocate, transport(17)), 0)
+		w.want(w.ask(mallory, w.issue(inUsername, "p2", w.now, time.Hour), stun.Refresh, lifetime(0)), 0)
+		revoked["p1"] = false
+		w.want(w.ask(alice, c, stun.Allocate, transport(17)), 0)
+		revoked["p1"] = true
+		w.want(w.ask(alice, w.issue(inUsername, "p1", w.now, time.Hour), stun.Refresh), 401)
+		revoked["p1"] = false
+		w.want(w.ask(alice, c, stun.Refresh, lifetime(0)), 0)
+	}
+	w.invariants()
+}
+
+// TestBlind: with turn.blind closed nothing new is allocated while blind, and what is there goes on.
+func TestBlind(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		w := newWorld(t, func(c *Config) { c.BlindClosed = closed })
+		c := w.issue(inUsername, "p1", w.now, time.Hour)
+		w.want(w.ask(alice, c, stun.Allocate, transport(17)), 0)
+		w.core.Blind(true)
+		want := 0
+		if closed {
+			want = 508
+		}
+		w.want(w.ask(mallory, w.issue(inUsername, "p2", w.now, time.Hour), stun.Allocate, transport(17)), want)
+		w.want(w.ask(alice, c, stun.Refresh), 0)
+		w.core.Blind(false)
+		third := Tuple{Client: netip.MustParseAddrPort("198.51.100.3:1"), Transport: 17}
+		w.want(w.ask(third, w.issue(inUsername, "p2", w.now, time.Hour), stun.Allocate, transport(17)), 0)
 	}
 }
 
@@ -203,4 +290,92 @@ func TestRefreshRules(t *testing.T) {
 	}
 	w.want(w.ask(alice, c, stun.Refresh, lifetime(0)), 0)
 	w.want(w.ask(alice, c, stun.Refresh, lifetime(0)), 437) // which a client takes for success
+}
+
+// ephemeral is a credential derived from a shared secret.
+func ephemeral(sec string, ends time.Time, pseudonym string) cred {
+	name := token.EphemeralUsername(ends, pseudonym)
+	key := stun.LongTermKey([]byte(name), []byte(realm), token.EphemeralPassword(secret.New([]byte(sec)), name).Expose())
+	return cred{username: name, realm: realm, key: key[:]}
+}
+
+// TestEphemeral: who shares a secret derives credentials that allocate until their expiry, under any
+// of the secrets; the policy decides about what lives longer.
+func TestEphemeral(t *testing.T) {
+	secrets := []secret.Bytes{secret.New([]byte("new")), secret.New([]byte("old"))}
+	for _, p := range []CredentialPolicy{Session, CallGrace, Strict} {
+		w := newWorld(t, func(c *Config) {
+			c.Policy, c.GraceMax = p, time.Hour
+			c.Secrets = func() []secret.Bytes { return secrets }
+		})
+		ends := w.now.Add(10 * time.Minute)
+		for _, c := range []struct {
+			c     cred
+			cause Cause
+		}{
+			{ephemeral("new", ends, "p1"), CauseNone},
+			{ephemeral("old", ends, "p1"), CauseNone},
+			{ephemeral("other", ends, "p1"), CauseBadMAC},
+			{ephemeral("new", w.now, "p1"), CauseExpiredToken},
+			{ephemeral("new", w.now.Add(token.MaxAhead+time.Second), "p1"), CauseFutureToken},
+			{ephemeral("new", w.now.Add(token.MaxAhead), "p1"), CauseNone},
+			{ephemeral("new", ends, ""), CauseUsername},
+			{cred{username: "alice", realm: realm, key: []byte("k")}, CauseUsername},
+		} {
+			want := 0
+			if c.cause != CauseNone {
+				want = 401
+			}
+			w.want(w.ask(alice, c.c, stun.Allocate, transport(17)), want)
+			if w.last.Cause != c.cause {
+				t.Errorf("%s: cause %v, want %v", c.c.username, w.last.Cause, c.cause)
+			}
+			if want == 0 {
+				w.want(w.ask(alice, c.c, stun.Refresh, lifetime(0)), 0)
+			}
+		}
+		c := ephemeral("new", ends, "p1")
+		w.call(alice, c)
+		if l := w.core.List(w.now, nil); len(l) != 1 || l[0].Credential != "ephemeral" || l[0].Pseudonym != "p1" || !l[0].CredentialEnds.Equal(ends) || len(l[0].Permissions) == 0 {
+			t.Errorf("%+v", l)
+		}
+		// Another credential of the same pseudonym renews it, one of another does not.
+		w.want(w.ask(alice, ephemeral("new", ends, "p2"), stun.Refresh), 441)
+		w.want(w.ask(alice, ephemeral("old", ends.Add(time.Minute), "p1"), stun.Refresh), 0)
+		w.sleep(9 * time.Minute)
+		w.want(w.ask(alice, ephemeral("old", ends.Add(time.Minute), "p1"), stun.Refresh), 0)
+		w.sleep(2*time.Minute + time.Second) // past the end
+		if (w.core.Allocations() == 0) != (p == Strict) {
+			t.Errorf("policy %d: %d allocations after the end", p, w.core.Allocations())
+		}
+		if p != Strict {
+			w.want(w.ask(alice, ephemeral("old", ends.Add(time.Minute), "p1"), stun.Refresh), 0)
+		}
+	}
+	w := newWorld(t) // without secrets
+	w.want(w.ask(alice, ephemeral("new", w.now.Add(time.Hour), "p1"), stun.Allocate, transport(17)), 401)
+	if w.last.Cause != CauseUsername {
+		t.Errorf("cause %v", w.last.Cause)
+	}
+}
+
+func TestKill(t *testing.T) {
+	w := newWorld(t)
+	w.want(w.ask(alice, w.issue(inUsername, "p1", w.now, time.Hour), stun.Allocate, transport(17)), 0)
+	w.want(w.ask(mallory, w.issue(inToken, "p2", w.now, time.Hour), stun.Allocate, transport(17)), 0)
+	l := w.core.List(w.now, nil)
+	if len(l) != 2 || l[0].Pseudonym != "p1" || l[0].Credential != "username" || l[1].Credential != "token" {
+		t.Fatalf("%+v", l)
+	}
+	if !w.core.Kill(w.now, l[0].ID, &w.out) {
+		t.Fatal("not found")
+	}
+	w.act(Tuple{})
+	if len(w.ended) != 1 || w.ended[0].Cause != EndKilled || w.core.Allocations() != 1 {
+		t.Errorf("%+v", w.ended)
+	}
+	if w.core.Kill(w.now, l[0].ID, &w.out) || w.core.Kill(w.now, 99, &w.out) {
+		t.Error("killed twice, or killed nobody")
+	}
+	w.invariants()
 }
