@@ -101,6 +101,9 @@ func (e *Edge) verify(ctx context.Context, token string, now time.Time) (*claims
 	if err := c.Check(now, e.cfg.Issuers, e.cfg.Audience); err != nil {
 		return nil, signer{}, err
 	}
+	if e.revoked(c.Pseudonym) {
+		return nil, signer{}, errRevoked
+	}
 	return c, signer{h.KeyID, key}, nil
 }
 

@@ -44,6 +44,8 @@ type call struct {
 	confirmed bool // a 2xx has been passed on
 	ended     bool
 	ending    ending
+	guest     bool        // begun by a guest
+	longest   *time.Timer // of a guest's call; nil until it is answered
 	begun     time.Time
 	answered  time.Time
 
@@ -129,7 +131,7 @@ func (e *Edge) startCall(tx *siptx.ServerTx, f *flow, b *binding, out bool) {
 	}
 	c := &call{
 		e: e, f: f, id: rand.Text(), impu: b.impu, subject: b.subject, alias: b.alias, out: out, callID: m.CallID(),
-		invite: tx, begun: time.Now(),
+		invite: tx, guest: out && b.guest, begun: time.Now(),
 	}
 	c.browser.origin, c.core.origin = newOrigin(), newOrigin()
 	from, to := c.sides(out)
@@ -543,6 +545,7 @@ func (c *call) onAnswer(x *exchange, res *siptx.Message) {
 	if success && x.first {
 		c.confirmed, c.answered = true, time.Now()
 		c.e.stats.CallsAnswered++
+		c.boundGuest()
 	}
 	r := c.e.answer(x.tx, res, body)
 	c.finish(x, r, res)
@@ -734,6 +737,9 @@ func (c *call) end(w ending, tellBrowser, tellCore bool) {
 		return
 	}
 	c.ended, c.ending = true, w
+	if c.longest != nil {
+		c.longest.Stop()
+	}
 	delete(c.f.calls, c.callID)
 	for tx := range c.pending {
 		refuseOpen(tx)

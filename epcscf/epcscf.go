@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"wicgate/internal/iq"
+	"wicgate/internal/limit"
 	"wicgate/internal/listen"
 	"wicgate/internal/secret"
 	"wicgate/internal/siptx"
@@ -58,6 +59,16 @@ type Config struct {
 	Origins []string
 	Core    CoreConfig
 	Gateway Gateway
+	// Guests bounds what guests may do.
+	Guests GuestConfig
+	// TURN is for the credentials that WICs ask for (TURN-Credential).
+	TURN TURNConfig
+	// Revoked says whether the session of a pseudonym has been revoked, so that its tokens are
+	// refused; nil: none has. Who hears of a revocation calls [Edge.Revoke] besides.
+	Revoked func(pseudonym string) bool
+	// Extend is told how long the session of a pseudonym is registered, at each REGISTER that the core
+	// has granted; nil: nobody is told. It must not wait.
+	Extend func(pseudonym string, until time.Time) error
 	// FlowKey protects flow tokens; zero: random, so that none outlives the process.
 	FlowKey secret.Bytes
 
@@ -117,6 +128,7 @@ type Edge struct {
 	bindings map[*binding]struct{}
 	calls    map[string]*call // by Iq session
 	stats    Stats
+	guests   *limit.Limiter // calls of guests, by subject
 
 	registering map[*binding]struct{} // REGISTERs of browsers that the core has not answered; guarded by mu
 }
@@ -144,6 +156,7 @@ func New(cfg Config) (*Edge, error) {
 		cfg: cfg, log: cfg.Log, listener: l, epoch: rand.Text(), domain: strings.ToLower(cfg.Domain),
 		host: cfg.Name + "." + cfg.Domain, sentBy: netip.AddrPortFrom(at.Addr().Unmap(), at.Port()).String(),
 		flows: map[flowID]*flow{}, sources: map[netip.Addr]int{}, bindings: map[*binding]struct{}{}, calls: map[string]*call{},
+		guests: newGuestLimiter(cfg.Guests.Rate),
 	}
 	e.layer = siptx.Layer{Do: e.locked, OnRequest: e.onRequest, OnAck: e.onAck, Stranger: isStranger}
 	e.tcp = &siptx.TCP{
@@ -172,6 +185,10 @@ func (c *Config) check() error {
 	}
 	if c.RegisterWithin == 0 {
 		c.RegisterWithin = 30 * time.Second
+	}
+	c.Guests.complete()
+	if err := c.TURN.complete(); err != nil {
+		return err
 	}
 	switch {
 	case c.Name == "" || len(c.Name) > 32 || strings.Trim(c.Name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "":

@@ -462,6 +462,9 @@ func (f *flow) credential(ctx context.Context, m *siptx.Message) credential {
 		if err := f.seenGood.Check(now, f.e.cfg.Issuers, f.e.cfg.Audience); err != nil {
 			return credential{found: true, err: err}
 		}
+		if f.e.revoked(f.seenGood.Pseudonym) {
+			return credential{found: true, err: errRevoked}
+		}
 		return credential{found: true, claims: f.seenGood}
 	}
 	c, by, err := f.e.verify(ctx, token, now)

@@ -242,6 +242,7 @@ type ua struct {
 	cseq   int
 	done   chan struct{}
 	mu     sync.Mutex
+	ended  error // of the last connection that has
 	got    strings.Builder
 	dialog *dialog
 	last   map[string]*siptx.Message // last request received, by method
@@ -266,7 +267,7 @@ func (h *house) ua(name string) *ua {
 
 func (u *ua) connect() {
 	u.h.t.Helper()
-	ws, _, err := websocket.Dial(context.Background(), "ws"+strings.TrimPrefix(u.h.web.URL, "http"), &websocket.DialOptions{Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}}) //nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
+	ws, _, err := websocket.Dial(context.Background(), "ws"+strings.TrimPrefix(u.h.web.URL, "http"), &websocket.DialOptions{HTTPClient: u.h.web.Client(), Subprotocols: []string{"sip"}, HTTPHeader: http.Header{"Origin": {testOrigin}}}) //nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
 	if err != nil {
 		u.h.t.Fatalf("%s connects: %v", u.name, err)
 	}
@@ -281,6 +282,9 @@ func (u *ua) connect() {
 		for {
 			_, b, err := ws.Read(context.Background())
 			if err != nil {
+				u.mu.Lock()
+				u.ended = err
+				u.mu.Unlock()
 				return
 			}
 			u.mu.Lock()

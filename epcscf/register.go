@@ -23,6 +23,7 @@ type binding struct {
 	impi    string
 	subject string // of the token: later tokens on this flow must have the same
 	alias   string // pseudonym, for the log
+	guest   bool
 
 	contact  siptx.NameAddr // as the browser gave it, without expires
 	instance string         // +sip.instance and reg-id: what a later flow replaces (RFC 5626 §6)
@@ -165,7 +166,7 @@ func (e *Edge) readContact(m *siptx.Message, f *flow, old *binding, c *claims.SI
 	}
 	seq, _, _ := m.CSeq()
 	b = &binding{
-		flow: f, impu: siptx.AOROf(m.Get("To")), impi: c.IMS.IMPI, subject: c.Subject, alias: c.Pseudonym,
+		flow: f, impu: siptx.AOROf(m.Get("To")), impi: c.IMS.IMPI, subject: c.Subject, alias: c.Pseudonym, guest: isGuest(c),
 		from: m.Get("From"), to: m.Get("To"), callID: m.CallID(), seq: seq,
 	}
 	if list[0] == "*" { // RFC 3261 §10.2.2; here it means this flow's own contact, not those of other devices
@@ -290,6 +291,11 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 		e.deregister(b)
 		return
 	}
+	if e.revoked(b.alias) { // in that time
+		e.deregister(b)
+		e.challenge(tx, f, credential{found: true, err: errRevoked})
+		return
+	}
 	e.replaceElsewhere(b)
 	life := min(time.Duration(granted)*time.Second, time.Until(time.Unix(c.Expiry, 0)))
 	b.until = time.Now().Add(life)
@@ -304,6 +310,11 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 	f.bindings[b.impu] = b
 	e.bindings[b] = struct{}{}
 	e.stats.Registers++
+	if e.cfg.Extend != nil {
+		if err := e.cfg.Extend(b.alias, b.until); err != nil {
+			e.log.Warn("the session's extension is not told; its relayed calls may end before it", "pseudonym", b.alias, "error", err)
+		}
+	}
 	e.log.Info("registered", "pseudonym", b.alias, "source", f.source, "seconds", granted)
 
 	contact := b.contact
@@ -316,6 +327,9 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 	}
 	if res.Has("Require", "outbound") && tx.Request.Has("Supported", "outbound") {
 		r.Add("Require", "outbound")
+	}
+	if h, ok := e.credentialField(tx.Request, b); ok {
+		r.Headers = append(r.Headers, h)
 	}
 	r.Add("Supported", "path, outbound")
 	r.Add("Flow-Timer", strconv.Itoa(int(flowTimer/time.Second)))

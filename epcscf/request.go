@@ -113,14 +113,21 @@ func (e *Edge) fromBrowser(tx *siptx.ServerTx, f *flow) {
 		e.refuse(tx, 403, "Token Is Not Yours", "the token is another subject's")
 		return
 	}
+	if u, err := siptx.ParseURI(m.URI); m.Method == "OPTIONS" && err == nil && u.User == "" && (u.Host == e.host || u.Host == e.domain) {
+		fields := []siptx.Header{allow}
+		if h, ok := e.credentialField(m, b); ok {
+			fields = append(fields, h)
+		}
+		tx.Reply(200, "OK", fields...)
+		return
+	}
+	if b.guest && !e.guestMay(tx, b) {
+		return
+	}
 	switch m.Method {
 	case "INVITE":
 		e.startCall(tx, f, b, true)
 	case "OPTIONS", "MESSAGE":
-		if u, err := siptx.ParseURI(m.URI); m.Method == "OPTIONS" && err == nil && u.User == "" && (u.Host == e.host || u.Host == e.domain) {
-			tx.Reply(200, "OK", allow)
-			return
-		}
 		conn, ok := e.coreConn(b.serviceRoute)
 		if !ok {
 			e.noCore(tx)

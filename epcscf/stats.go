@@ -10,6 +10,8 @@ type Stats struct {
 	FlowsTotal      uint64
 	Registers       uint64 // REGISTER answered 200, re-registrations too
 	Deregistered    uint64 // by the edge, for a browser that is gone
+	Revoked         uint64 // registrations whose session was revoked
+	TURNCredentials uint64 // issued
 	CallsTotal      uint64
 	CallsAnswered   uint64
 	CallsFailed     uint64 // ended by the edge: media lost, WebSocket gone, shutdown
@@ -29,6 +31,7 @@ type Refused struct {
 	Token        uint64 // none, expired, foreign, forged
 	Identity     uint64 // somebody else's
 	Unregistered uint64
+	Guest        uint64 // what guests may not: a destination, one call more
 	Description  uint64 // session description, 488
 	FlowToken    uint64 // from the core, forged or missing
 	FlowFailed   uint64 // from the core, for a WebSocket that is gone (430)

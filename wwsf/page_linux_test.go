@@ -18,9 +18,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -251,10 +253,20 @@ func silent() logging.LoggerFactory {
 	return f
 }
 
-// gateway is one call's media: it sends back what it hears.
-type gateway struct{ pc *webrtc.PeerConnection }
+// gateway is one call's media: it sends back what it hears and sees. As in IMS, sound and picture are not
+// multiplexed (TS 23.228 U.1): each media line has a peer connection, and so a transport, of its own.
+type gateway struct{ lines []*webrtc.PeerConnection }
 
 func newGateway(t *testing.T, video bool) *gateway {
+	t.Helper()
+	g := &gateway{[]*webrtc.PeerConnection{newLine(t, webrtc.MimeTypeOpus, 48000, 2)}}
+	if video {
+		g.lines = append(g.lines, newLine(t, webrtc.MimeTypeVP8, 90000, 0))
+	}
+	return g
+}
+
+func newLine(t *testing.T, codec string, rate uint32, channels uint16) *webrtc.PeerConnection {
 	t.Helper()
 	var se webrtc.SettingEngine
 	se.LoggerFactory = silent()
@@ -269,85 +281,113 @@ func newGateway(t *testing.T, video bool) *gateway {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = pc.Close() }) // the test is over
-	echo, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus, ClockRate: 48000, Channels: 2}, "audio", "echo")
+	echo, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: codec, ClockRate: rate, Channels: channels}, strings.ReplaceAll(codec, "/", "-"), "echo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pc.AddTrack(echo); err != nil {
-		t.Fatal(err)
-	}
-	picture, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeVP8, ClockRate: 90000}, "video", "echo")
+	sender, err := pc.AddTrack(echo)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var mu sync.Mutex     // guards keyFrame
-	keyFrame := func() {} // asks the page for one
-	if video {
-		sender, err := pc.AddTrack(picture)
-		if err != nil {
-			t.Fatal(err)
+	var source atomic.Uint32 // SSRC of the page's picture
+	keyFrame := func() {
+		_ = pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: source.Load()}}) // the call may be over
+	}
+	go func() { // until pc is closed
+		for {
+			packets, _, err := sender.ReadRTCP()
+			if err != nil {
+				return
+			}
+			if slices.ContainsFunc(packets, func(p rtcp.Packet) bool { _, ok := p.(*rtcp.PictureLossIndication); return ok }) {
+				keyFrame()
+			}
 		}
-		go func() { // until pc is closed
-			for {
-				packets, _, err := sender.ReadRTCP()
-				if err != nil {
-					return
-				}
-				for _, p := range packets {
-					if _, ok := p.(*rtcp.PictureLossIndication); ok {
-						mu.Lock()
-						ask := keyFrame
-						mu.Unlock()
-						ask()
-					}
-				}
-			}
-		}()
-	}
+	}()
 	pc.OnTrack(func(in *webrtc.TrackRemote, _ *webrtc.RTPReceiver) {
-		back := echo
 		if in.Kind() == webrtc.RTPCodecTypeVideo {
-			back = picture
-			ask := func() {
-				_ = pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: uint32(in.SSRC())}}) // the call may be over
-			}
-			mu.Lock()
-			keyFrame = ask
-			mu.Unlock()
-			ask()
+			source.Store(uint32(in.SSRC()))
+			keyFrame() // to begin with
 		}
 		for {
 			p, _, err := in.ReadRTP()
-			if err != nil || back.WriteRTP(p) != nil {
+			if err != nil || echo.WriteRTP(p) != nil {
 				return
 			}
 		}
 	})
-	return &gateway{pc}
+	return pc
 }
 
-// local sets what create made as local description and returns it with the edge's attribute.
-func (g *gateway) local(t *testing.T, d webrtc.SessionDescription, err error) string {
-	if err != nil {
-		t.Error(err)
-		return ""
+// split makes a description one for each media line.
+func split(sdp string) (lines []string) {
+	parts := strings.Split(sdp, "\r\nm=")
+	for _, m := range parts[1:] {
+		lines = append(lines, strings.TrimRight(group.ReplaceAllString(parts[0], "")+"\r\nm="+m, "\r\n")+"\r\n")
 	}
-	done := webrtc.GatheringCompletePromise(g.pc)
-	if err := g.pc.SetLocalDescription(d); err != nil {
-		t.Error(err)
-		return ""
+	return lines
+}
+
+// alone is a line's description as pion wants it: in a group of its own.
+func alone(line string) string {
+	return strings.Replace(line, "\r\nm=", "\r\na=group:BUNDLE "+strings.TrimPrefix(mid.FindString(line), "a=mid:")+"\r\nm=", 1)
+}
+
+var (
+	group       = regexp.MustCompile(`\r\na=group:[^\r]*`)
+	fingerprint = regexp.MustCompile(`a=fingerprint:[^\r]*\r\n`)
+	mid         = regexp.MustCompile(`a=mid:\d+`)
+)
+
+// local sets what make makes as each line's local description, and returns them as one with the edge's attribute.
+func (g *gateway) local(t *testing.T, make func(i int, pc *webrtc.PeerConnection) (webrtc.SessionDescription, error)) string {
+	var all strings.Builder
+	for i, pc := range g.lines {
+		d, err := make(i, pc)
+		if err != nil {
+			t.Error(err)
+			return ""
+		}
+		done := webrtc.GatheringCompletePromise(pc)
+		if err := pc.SetLocalDescription(d); err != nil {
+			t.Error(err)
+			return ""
+		}
+		<-done
+		one := split(pc.LocalDescription().SDP)[0]
+		head, media, _ := strings.Cut(one, "\r\nm=")
+		if i == 0 {
+			all.WriteString(fingerprint.ReplaceAllString(head+"\r\n", ""))
+		}
+		all.WriteString("m=" + mid.ReplaceAllString(media, fmt.Sprintf("a=mid:%d", i)) + fingerprint.FindString(one))
 	}
-	<-done
-	return strings.TrimRight(g.pc.LocalDescription().SDP, "\r\n") + "\r\na=wicgate-core:RTP/AVP\r\n"
+	return all.String() + "a=wicgate-core:RTP/AVP\r\n"
 }
 
 func (g *gateway) answer(t *testing.T, offer string) string {
-	if err := g.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: offer}); err != nil {
-		t.Error(err)
-		return ""
+	offers := split(offer)
+	return g.local(t, func(i int, pc *webrtc.PeerConnection) (webrtc.SessionDescription, error) {
+		if err := pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: alone(offers[i])}); err != nil {
+			return webrtc.SessionDescription{}, err
+		}
+		return pc.CreateAnswer(nil)
+	})
+}
+
+func (g *gateway) offer(t *testing.T) string {
+	return g.local(t, func(_ int, pc *webrtc.PeerConnection) (webrtc.SessionDescription, error) { return pc.CreateOffer(nil) })
+}
+
+// answered takes the page's answer to offer.
+func (g *gateway) answered(t *testing.T, answer string) {
+	for i, a := range split(answer) {
+		if strings.HasPrefix(a[strings.Index(a, "m="):], "m=video 0 ") {
+			continue
+		}
+		if err := g.lines[i].SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: alone(mid.ReplaceAllString(a, "a=mid:0"))}); err != nil {
+			t.Error(err)
+		}
 	}
-	d, err := g.pc.CreateAnswer(nil)
-	return g.local(t, d, err)
 }
 
 // sipMessage is as much of SIP as a scripted edge needs.
@@ -532,7 +572,7 @@ func (e *edge) handle(m sipMessage) {
 		offer, refused := m.body, ""
 		if user == "soundonly" {
 			if before, _, ok := strings.Cut(offer, "m=video"); ok {
-				offer, refused = strings.Replace(before, "BUNDLE 0 1", "BUNDLE 0", 1), "m=video 0 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\na=mid:1\r\na=inactive\r\n"
+				offer, refused = before, "m=video 0 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\na=mid:1\r\na=inactive\r\n"
 			}
 		}
 		gw := newGateway(e.t, strings.Contains(offer, "m=video"))
@@ -553,9 +593,7 @@ func (e *edge) handle(m sipMessage) {
 			e.mu.Lock()
 			gw := e.gw
 			e.mu.Unlock()
-			if err := gw.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: m.body}); err != nil {
-				e.t.Error(err)
-			}
+			gw.answered(e.t, m.body)
 			e.send(e.request("ACK", 1))
 		}
 	}
@@ -565,8 +603,7 @@ func (e *edge) handle(m sipMessage) {
 func (e *edge) invite(from string, video bool) {
 	e.t.Helper()
 	gw := newGateway(e.t, video)
-	d, err := gw.pc.CreateOffer(nil)
-	offer := gw.local(e.t, d, err)
+	offer := gw.offer(e.t)
 	e.mu.Lock()
 	e.gw = gw
 	e.pending = sipMessage{headers: [][2]string{{"From", from + ";tag=caller"}, {"To", "<sip:alice@ims.test>"}, {"Call-ID", fmt.Sprintf("call-%d", len(e.seen))}}}

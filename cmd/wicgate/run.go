@@ -26,6 +26,7 @@ import (
 	"wicgate/internal/life"
 	"wicgate/internal/listen"
 	"wicgate/internal/peerpolicy"
+	"wicgate/internal/policy"
 	"wicgate/internal/secret"
 	"wicgate/internal/session"
 	"wicgate/internal/store"
@@ -356,7 +357,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 		clients = append(clients, waf.Client{ID: "portal", Name: "wicgate portal, for guests", Secret: secret, Page: "wic"})
 	}
 	w, err := waf.New(waf.Config{
-		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus, News: h.news.issuer,
+		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus, News: h.news.issuer, EdgeCredentialLife: time.Duration(f.EPCSCF.TURNCredentialLife),
 		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
 		Clients:        clients,
@@ -383,16 +384,27 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 	for _, p := range c.CorePeers {
 		peers = append(peers, p.Prefix)
 	}
+	secrets, err := h.secrets()
+	if err != nil {
+		return err
+	}
+	destinations, err := policy.ParseDestinations(f.Domain, c.Guests.Destinations)
+	if err != nil {
+		return fmt.Errorf("epcscf.guests.destinations: %w", err)
+	}
 	origin := string(f.HTTPS.URL)
 	e, err := epcscf.New(epcscf.Config{
 		Log: log, Name: c.Name, Domain: f.Domain, Audience: c.Audience, Issuers: []string{origin},
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
-		Gateway: gateway,
+		Guests:  epcscf.GuestConfig{Destinations: destinations, Calls: c.Guests.Calls, Rate: c.Guests.Rate, Duration: time.Duration(c.Guests.Duration)},
+		TURN:    epcscf.TURNConfig{Secret: secrets[0], URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife)},
+		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {
 		return err
 	}
+	h.news.hear = append(h.news.hear, session.Handler{Revoked: func(r session.Revocation) { e.Revoke(r.Pseudonym, r.Reason) }})
 	mux.Handle(sipPath, e.Handler())
 	h.add("epcscf", e.Serve, func() any { return e.Stats() })
 	return nil

@@ -116,8 +116,13 @@ func Pair(t testing.TB) (wic, edge *Host) {
 		do(t, "ip", append([]string{"-n"}, strings.Fields(args)...)...)
 	}
 	wic.hosts = filepath.Join(t.TempDir(), "hosts")
+	name, err := os.Hostname() // Firefox asks for it, and waits 20 s where nobody knows
+	if err != nil {
+		t.Fatal(err)
+	}
 	// WebRTC asks for names with the root's dot.
-	if err := os.WriteFile(wic.hosts, fmt.Appendf(nil, "127.0.0.1 localhost\n%[1]s %[2]s %[2]s.\n%[3]s %[4]s %[4]s.\n", Edge, EdgeName, TURN, TURNName), 0o644); err != nil {
+	text := fmt.Appendf(nil, "127.0.0.1 localhost %[1]s\n%[2]s %[3]s %[3]s.\n%[4]s %[5]s %[5]s.\n", name, Edge, EdgeName, TURN, TURNName)
+	if err := os.WriteFile(wic.hosts, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return wic, edge

@@ -1,0 +1,58 @@
+package epcscf
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"wicgate/internal/secret"
+	"wicgate/internal/siptx"
+	turntoken "wicgate/internal/token" // "token" is what tests call a SIP token
+)
+
+// turnCredential is the header field by which a WIC asks for a credential of the TURN server, and gets
+// it (TR 33.872 §6.3.3, TS 33.203 X.5: "a 3GPP extension header"; none is registered).
+const turnCredential = "TURN-Credential"
+
+// TURNConfig is for the credentials that the edge issues. The zero value: none.
+type TURNConfig struct {
+	// Secret is shared with the TURN server.
+	Secret secret.Bytes
+	// URLs of the TURN server (RFC 7065).
+	URLs []string
+	// Life of a credential; 0 = 1 h, at most 24 h.
+	Life time.Duration
+}
+
+func (t *TURNConfig) complete() error {
+	if t.Life == 0 {
+		t.Life = time.Hour
+	}
+	if t.Life < time.Second || t.Life > 24*time.Hour {
+		return fmt.Errorf("epcscf: life of TURN credentials %v: want 1s to 24h; set epcscf.turn_credential_life", t.Life)
+	}
+	for _, u := range t.URLs {
+		if !strings.HasPrefix(u, "turn:") && !strings.HasPrefix(u, "turns:") || strings.ContainsAny(u, "\"\\\r\n") {
+			return fmt.Errorf("epcscf: TURN server URL %q: want turn:host:port or turns:host:port (RFC 7065)", u)
+		}
+	}
+	return nil
+}
+
+// credentialField is the answer to a request of b that asks for a TURN credential: a fresh one each
+// time. It goes over WSS alone, as the password stands in it.
+func (e *Edge) credentialField(m *siptx.Message, b *binding) (siptx.Header, bool) {
+	t := e.cfg.TURN
+	if b.flow.transport != "WSS" || t.Secret.IsZero() || !strings.EqualFold(strings.TrimSpace(m.Get(turnCredential)), "request") {
+		return siptx.Header{}, false
+	}
+	expires := time.Now().Add(t.Life)
+	username := turntoken.EphemeralUsername(expires, b.alias)
+	var v strings.Builder
+	for _, u := range t.URLs {
+		fmt.Fprintf(&v, `uri="%s",`, u)
+	}
+	fmt.Fprintf(&v, `username="%s",password="%s",expires=%d`, username, turntoken.EphemeralPassword(t.Secret, username).Expose(), expires.Unix())
+	e.stats.TURNCredentials++
+	return siptx.Header{Name: turnCredential, Value: v.String()}, true
+}

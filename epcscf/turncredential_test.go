@@ -1,0 +1,92 @@
+package epcscf
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"wicgate/internal/secret"
+	turntoken "wicgate/internal/token"
+)
+
+var credentialForm = regexp.MustCompile(`^uri="turn:turn\.ims\.test:3478\?transport=udp",uri="turns:turn\.ims\.test:443",username="(\d+):(p-alice)",password="([A-Za-z0-9+/=]{28})",expires=(\d+)$`)
+
+// TestTURNCredential: who asks over WSS gets a fresh credential in each 200 OK to REGISTER and to
+// OPTIONS, and nobody else; the core sees nothing of it.
+func TestTURNCredential(t *testing.T) {
+	sec := secret.New([]byte("shared with the TURN server"))
+	h := newHouse(t, func(c *Config) {
+		c.TURN = TURNConfig{Secret: sec, URLs: []string{"turn:turn.ims.test:3478?transport=udp", "turns:turn.ims.test:443"}, Life: 20 * time.Minute}
+	})
+	t.Cleanup(func() { h.over(); goleak.VerifyNone(t) })
+	alice := h.ua("alice")
+	ask := func(method string, fields ...string) string {
+		t.Helper()
+		if method == "REGISTER" {
+			alice.register("600", fields...)
+		} else {
+			alice.cseq++
+			alice.raw(edit(alice.request(method, "sip:"+testDomain, "options-"+strconv.Itoa(alice.cseq), "t", "", "sip:"+testDomain, alice.cseq, newBranch()), fields, ""))
+		}
+		_, m, err := alice.next()
+		if err != nil || m.Status != 200 {
+			t.Fatalf("%v %v", m, err)
+		}
+		return m.Get("TURN-Credential")
+	}
+	const request = "TURN-Credential: request"
+	alice.connect() // without TLS
+	if v := ask("REGISTER", request); v != "" {
+		t.Errorf("over a plain WebSocket: %q", v)
+	}
+	alice.vanish()
+
+	h.web.Close()
+	h.web = httptest.NewTLSServer(h.edge.Handler())
+	alice.connect()
+	if v := ask("REGISTER"); v != "" {
+		t.Errorf("not asked for: %q", v)
+	}
+	if v := ask("REGISTER", "TURN-Credential: something"); v != "" {
+		t.Errorf("asked for otherwise: %q", v)
+	}
+	seen := map[string]bool{}
+	for _, method := range []string{"REGISTER", "OPTIONS", "REGISTER"} { // the second REGISTER is a refresh
+		v := ask(method, request)
+		m := credentialForm.FindStringSubmatch(v)
+		if m == nil {
+			t.Fatalf("%s: %q", method, v)
+		}
+		at, _ := strconv.ParseInt(m[4], 10, 64)
+		if left := time.Until(time.Unix(at, 0)); m[1] != m[4] || left < 19*time.Minute || left > 20*time.Minute {
+			t.Errorf("%s: %v", method, left)
+		}
+		name := m[1] + ":" + m[2]
+		if want := string(turntoken.EphemeralPassword(sec, name).Expose()); m[3] != want {
+			t.Errorf("%s: password %s, want %s", method, m[3], want)
+		}
+		seen[m[3]] = true
+		time.Sleep(1100 * time.Millisecond) // the expiry has whole seconds
+	}
+	if len(seen) != 3 {
+		t.Errorf("%d credentials of 3", len(seen))
+	}
+	core := h.toCore.sent() + h.toEdge.answered()
+	for p := range seen {
+		if strings.Contains(core, p) || strings.Contains(h.log.String(), p) {
+			t.Error("a password at the core, or in the log")
+		}
+	}
+	if strings.Contains(core, "TURN-Credential") {
+		t.Error("TURN-Credential at the core")
+	}
+	if st := h.edge.Stats(); st.TURNCredentials != 3 {
+		t.Error(fmt.Sprint(st.TURNCredentials))
+	}
+}
