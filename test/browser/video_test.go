@@ -195,8 +195,7 @@ func TestVideo(t *testing.T) {
 
 	t.Run("H.264", func(t *testing.T) {
 		s.bob.Before(onlyH264)
-		s.bob.Eval("location.reload()", nil)
-		registration(s.bob, 15*time.Second, "registered") // the WAF knows bob still
+		reload(s.bob)
 		s.quiet(15 * time.Second)
 		connectVideo(s.bob, s.alice)
 		s.seen(3*time.Second, "video/H264")
