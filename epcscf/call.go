@@ -55,6 +55,9 @@ type call struct {
 	open    bool        // the gateway has, or may have, a session
 	streams []iq.Stream // as last agreed, to go back to when a renegotiation fails
 
+	agreed *agreement // with streams; see restart
+	ownSeq uint32     // CSeq of the browser's newest INVITE that the edge itself has answered with 200: its ACK goes nowhere
+
 	pending map[*siptx.ServerTx]struct{} // INVITEs and UPDATEs inside the dialog; some may have been answered
 
 	work []func() // in order, by one goroutine while there is any
@@ -342,6 +345,10 @@ func (c *call) offer(x *exchange) {
 		return
 	}
 	c.numbers, _ = x.offer.number(c.numbers, len(c.media))
+	if c.restarts(x) {
+		c.restart(x)
+		return
+	}
 	index, n := x.offer.streams()
 	for i, l := range x.offer.Lines {
 		if index[i] >= len(c.media) {
@@ -351,6 +358,7 @@ func (c *call) offer(x *exchange) {
 	x.streams = make([]iq.Stream, n)
 	for i, kind := range c.media {
 		x.streams[i].Media = kind
+		x.streams[i].Stopped = i < len(c.streams) && c.streams[i].Stopped
 	}
 	for i, l := range x.offer.Lines {
 		if index[i] >= 0 {
@@ -600,8 +608,10 @@ func (c *call) answerBody(x *exchange, res *siptx.Message) ([]byte, error) {
 		return nil, err
 	}
 	index, _ := x.offer.streams()
+	taken := make([]bool, len(x.streams))
 	for i, l := range d.Lines {
 		if index[i] >= 0 && !l.Rejected {
+			taken[index[i]] = true
 			if x.browser {
 				x.streams[index[i]].Core = l.Core
 			} else {
@@ -609,9 +619,18 @@ func (c *call) answerBody(x *exchange, res *siptx.Message) ([]byte, error) {
 			}
 		}
 	}
+	streams := x.streams // of the offer, for another answer
+	x.streams = slices.Clone(streams)
+	for i := range x.streams {
+		if !taken[i] { // given up by the offer, or not taken
+			x.streams[i] = iq.Stream{Media: x.streams[i].Media, Stopped: true}
+		}
+	}
 	c.e.mu.Unlock()
 	err = c.set(x)
 	c.e.mu.Lock()
+	agreed := x.streams
+	x.streams = streams
 	if err != nil || c.ended {
 		return nil, err
 	}
@@ -624,7 +643,11 @@ func (c *call) answerBody(x *exchange, res *siptx.Message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.streams = x.streams
+	c.streams = agreed
+	c.agreed = &agreement{browser: x.offer, core: d}
+	if !x.browser {
+		c.agreed = &agreement{browser: d, core: x.offer}
+	}
 	if x.first {
 		c.answer = answerState{true, string(res.Body), res.ToTag(), body}
 	}
@@ -708,7 +731,7 @@ func (c *call) failed(x *exchange, res *siptx.Message) {
 	}
 	back := &exchange{tx: x.tx, streams: slices.Clone(c.streams)}
 	for i := len(back.streams); i < len(c.media); i++ { // the gateway does not forget a stream
-		back.streams = append(back.streams, iq.Stream{Media: c.media[i]})
+		back.streams = append(back.streams, iq.Stream{Media: c.media[i], Stopped: true})
 	}
 	c.do(func() {
 		if err := c.set(back); err != nil {

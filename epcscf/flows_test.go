@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,8 @@ import (
 //	bob> 180                      he answers the last INVITE; "bob> 200 BYE" another method
 //	alice vanishes, alice leaves  the WebSocket is cut, or closed
 //	gateway: consent-lost bob     the gateway publishes an event of his session
+//	gateway: streams bob audio -  what his session has; "-": stopped
+//	gateway: ufrag bob Zx1bob     the browser's ufrag that it knows
 //	gateway: fails | works        its answers to Set
 //	core is lost                  the connections between edge and core are cut
 //	settled                       no call, no dialog, no gateway session is left
@@ -98,6 +101,22 @@ func (h *house) step(s step, at string) {
 		h.gateway.mu.Lock()
 		h.gateway.delay = 50 * time.Millisecond
 		h.gateway.mu.Unlock()
+	case words[0] == "gateway:" && words[1] == "streams":
+		h.wait(at, func() bool {
+			var got []string
+			for _, s := range h.gateway.of(words[2]).Streams {
+				if s.Stopped {
+					s.Media = "-"
+				}
+				got = append(got, s.Media)
+			}
+			return slices.Equal(got, words[3:])
+		})
+	case words[0] == "gateway:" && words[1] == "ufrag":
+		h.wait(at, func() bool {
+			s := h.gateway.of(words[2])
+			return len(s.Streams) > 0 && s.Streams[0].Access.Ufrag == words[3]
+		})
 	case words[0] == "gateway:":
 		if !h.gateway.event(iq.EventKind(words[1]), words[2]) {
 			t.Errorf("%s: the gateway has no session of %s", at, words[2])
@@ -107,7 +126,7 @@ func (h *house) step(s step, at string) {
 			name, value, _ := strings.Cut(want, "=")
 			h.wait(at, func() bool {
 				s := h.edge.Stats()
-				got := map[string]int{"flows": s.Flows, "bindings": s.Bindings, "calls": s.Calls, "dialogs": s.Dialogs}[name]
+				got := map[string]int{"flows": s.Flows, "bindings": s.Bindings, "calls": s.Calls, "dialogs": s.Dialogs, "restarts": int(s.Restarts)}[name]
 				return fmt.Sprint(got) == value
 			})
 		}
@@ -205,8 +224,12 @@ func (h *house) act(u *ua, words, fields []string, at string) {
 			return ""
 		}
 		s := u.sdp(name)
-		// "sdp: offer.sdp a=setup:actpass => a=setup:passive"
-		if from, to, ok := strings.Cut(rest+" ", " => "); ok {
+		// "sdp: offer.sdp a=setup:actpass => a=setup:passive | more => less"
+		for rest := range strings.SplitSeq(rest, " | ") {
+			from, to, ok := strings.Cut(rest+" ", " => ")
+			if !ok {
+				break
+			}
 			to = strings.TrimSuffix(to, " ")
 			if !strings.Contains(s, from) {
 				h.t.Fatalf("%s: %q is not in %s", at, from, name)

@@ -17,6 +17,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -541,6 +542,10 @@ func (g *fakeGateway) Set(ctx context.Context, s iq.Set) (iq.Local, error) {
 	g.sets++
 	var l iq.Local
 	for i := range s.Streams {
+		if s.Streams[i].Stopped {
+			l.Streams = append(l.Streams, iq.LocalStream{})
+			continue
+		}
 		if known && i < len(old.Streams) { // what is nil stays
 			if s.Streams[i].Access == nil {
 				s.Streams[i].Access = old.Streams[i].Access
@@ -579,15 +584,23 @@ func (g *fakeGateway) Events(f func(iq.Event)) (func(), error) {
 
 func (g *fakeGateway) open() int { g.mu.Lock(); defer g.mu.Unlock(); return len(g.sessions) }
 
-// event happens to the session whose browser has the fingerprint of name.
-func (g *fakeGateway) event(kind iq.EventKind, name string) bool {
+// of is the session whose browser has the fingerprint of name.
+func (g *fakeGateway) of(name string) (found iq.Set) {
 	g.mu.Lock()
-	var ref iq.Ref
+	defer g.mu.Unlock()
 	for _, s := range g.sessions {
 		if a := s.Streams[0].Access; a != nil && a.Fingerprint.Value == fingerprintOf(name) {
-			ref = s.Ref
+			found = s
+			found.Streams = slices.Clone(s.Streams)
 		}
 	}
+	return found
+}
+
+// event happens to the session whose browser has the fingerprint of name.
+func (g *fakeGateway) event(kind iq.EventKind, name string) bool {
+	ref := g.of(name).Ref
+	g.mu.Lock()
 	handle := g.handle
 	g.mu.Unlock()
 	if ref.Session == "" {

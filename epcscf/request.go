@@ -402,6 +402,9 @@ func (e *Edge) onAck(conn siptx.Conn, m *siptx.Message) {
 	if c == nil || !c.knows(m, browser) {
 		return // an ACK is never answered
 	}
+	if seq, _, _ := m.CSeq(); browser && c.ownSeq > 0 && seq == c.ownSeq {
+		return // of a 200 of this edge's own
+	}
 	m = m.Clone()
 	m.Body = nil // an answer would have to be in it only after a 2xx with an offer, which this edge makes nobody send
 	m.Keep(notOfBody)

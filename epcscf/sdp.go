@@ -25,6 +25,7 @@ const (
 const (
 	accessProto = "UDP/TLS/RTP/SAVPF"
 	coreProto   = "RTP/AVP"
+	coreProtoFB = "RTP/AVPF" // where there is feedback (RFC 4585)
 )
 
 // unacceptable is why a session description is answered with 488, in words for the log and the page.
@@ -52,9 +53,10 @@ type line struct {
 	Rejected bool
 	Mid      string
 	Formats  []format
-	Dir      string // sendrecv, sendonly, recvonly, inactive
-	Ptime    int    // ms, 0 where absent
-	MaxPtime int    // ms, 0 where absent
+	Ext      []extension // of video
+	Dir      string      // sendrecv, sendonly, recvonly, inactive
+	Ptime    int         // ms, 0 where absent
+	MaxPtime int         // ms, 0 where absent
 	Access   *iq.AccessRemote
 	Core     *iq.CoreRemote // the unspecified address where the core holds the call with 0.0.0.0
 }
@@ -64,6 +66,8 @@ type format struct {
 	PT    uint8
 	Codec string // as rtpmap writes it: "opus/48000/2"
 	Fmtp  string // rebuilt from known parameters, "" where absent
+	// Feedback are the a=rtcp-fb of video, without the payload type.
+	Feedback []string
 }
 
 const event = "telephone-event/"
@@ -150,7 +154,7 @@ func parseCore(b []byte) (description, error) {
 			l.Rejected = true
 			continue
 		}
-		if l.Proto != coreProto && l.Proto != "RTP/AVPF" {
+		if l.Proto != coreProto && l.Proto != coreProtoFB {
 			return d, unacceptable("media transport is not " + coreProto)
 		}
 		c := m.ConnectionInformation
@@ -241,14 +245,18 @@ func parseSDP(b []byte) (*sdp.SessionDescription, description, error) {
 			}
 		}
 		l.Formats = formats(m)
+		if l.Kind == "video" {
+			l.Ext = headerExtensions(m)
+			l.prune()
+		}
 		d.Lines = append(d.Lines, l)
 	}
 	return &s, d, nil
 }
 
-// carried says whether this edge carries the media: audio with a codec that passes.
+// carried says whether this edge carries the media: audio or video with a codec that passes.
 func (l *line) carried() bool {
-	return l.Kind == "audio" && slices.ContainsFunc(l.Formats, func(f format) bool { return !f.isEvent() })
+	return (l.Kind == "audio" || l.Kind == "video") && slices.ContainsFunc(l.Formats, func(f format) bool { return !f.isEvent() && !f.isRTX() })
 }
 
 // limit holds d to the gateway's number of streams; one at least must be left.
@@ -263,7 +271,7 @@ func (d *description) limit() error {
 		}
 	}
 	if n == 0 {
-		return unacceptable("no audio with a codec that passes here: opus, PCMU or PCMA")
+		return unacceptable("no audio or video with a codec that passes here: opus, PCMU or PCMA; VP8 or H264")
 	}
 	return nil
 }
@@ -312,6 +320,11 @@ func (d *description) streams() (index []int, n int) {
 
 func formats(m *sdp.MediaDescription) []format {
 	var list []format
+	video := m.MediaName.Media == "video"
+	known := codecs
+	if video {
+		known = videoCodecs
+	}
 	seen := map[uint8]bool{}
 	for _, f := range m.MediaName.Formats {
 		n, err := strconv.ParseUint(f, 10, 7)
@@ -320,7 +333,10 @@ func formats(m *sdp.MediaDescription) []format {
 		}
 		pt := uint8(n)
 		seen[pt] = true
-		codec, params := staticCodecs[pt], ""
+		codec, params := "", ""
+		if !video {
+			codec = staticCodecs[pt]
+		}
 		for _, a := range m.Attributes {
 			if a.Key != "rtpmap" && a.Key != "fmtp" {
 				continue
@@ -330,13 +346,25 @@ func formats(m *sdp.MediaDescription) []format {
 				continue
 			}
 			if a.Key == "rtpmap" {
-				codec = codecs[strings.ToLower(strings.TrimSpace(v))]
+				codec = known[strings.ToLower(strings.TrimSpace(v))]
 			} else {
 				params = v
 			}
 		}
-		if codec != "" {
-			list = append(list, format{pt, codec, fmtp(codec, params)})
+		switch {
+		case codec == "":
+		case video:
+			clean, ok := videoFmtp(codec, params)
+			if !ok {
+				continue
+			}
+			x := format{PT: pt, Codec: codec, Fmtp: clean}
+			if codec != rtx {
+				x.Feedback = feedback(m, f)
+			}
+			list = append(list, x)
+		default:
+			list = append(list, format{PT: pt, Codec: codec, Fmtp: fmtp(codec, params)})
 		}
 	}
 	return list
@@ -454,8 +482,14 @@ func match(offer, answer *description) error {
 			continue
 		}
 		a.Formats = slices.DeleteFunc(a.Formats, func(f format) bool {
-			return !slices.ContainsFunc(o.Formats, func(g format) bool { return g.PT == f.PT && g.Codec == f.Codec })
+			return !slices.ContainsFunc(o.Formats, func(g format) bool { return sameFormat(f, g) })
 		})
+		for i, f := range a.Formats {
+			g := o.Formats[slices.IndexFunc(o.Formats, func(g format) bool { return g.PT == f.PT })]
+			a.Formats[i].Feedback = slices.DeleteFunc(slices.Clone(f.Feedback), func(s string) bool { return !slices.Contains(g.Feedback, s) })
+		}
+		a.Ext = slices.DeleteFunc(a.Ext, func(e extension) bool { return !slices.Contains(o.Ext, e) })
+		a.prune()
 		if !a.carried() {
 			return unacceptable("answer has no codec of the offer under its payload type")
 		}
@@ -541,6 +575,12 @@ func codecLines(m *sdp.MediaDescription, l *line) {
 		if f.Fmtp != "" {
 			m.Attributes = append(m.Attributes, attribute("fmtp", pt+" "+f.Fmtp))
 		}
+		for _, fb := range f.Feedback {
+			m.Attributes = append(m.Attributes, attribute("rtcp-fb", pt+" "+fb))
+		}
+	}
+	for _, e := range l.Ext {
+		m.Attributes = append(m.Attributes, attribute("extmap", strconv.Itoa(e.ID)+" "+e.URI))
 	}
 	if l.Ptime > 0 {
 		m.Attributes = append(m.Attributes, attribute("ptime", strconv.Itoa(l.Ptime)))
@@ -588,6 +628,9 @@ func writeCore(d, theirs *description, local iq.Local, o *origin) ([]byte, error
 			addr = c.RTP.Addr()
 		}
 		proto := coreProto
+		if l.hasFeedback() {
+			proto = coreProtoFB
+		}
 		if theirs != nil {
 			proto = theirs.Lines[i].Proto // an answer keeps the offer's (RFC 3264 §6)
 		}
@@ -653,7 +696,7 @@ func writeBrowser(d, theirs *description, local iq.Local, o *origin) ([]byte, er
 			attribute("ice-ufrag", a.Ufrag), attribute("ice-pwd", a.Pwd),
 			attribute("fingerprint", a.Fingerprint.Hash+" "+a.Fingerprint.Value), attribute("setup", setup), attribute("rtcp-mux", ""))
 		codecLines(m, l)
-		m.Attributes = append(m.Attributes, attribute("msid", "wicgate "+l.Kind+strconv.Itoa(i)), attribute("wicgate-core", coreProto))
+		m.Attributes = append(m.Attributes, attribute("msid", "wicgate "+l.Kind+strconv.Itoa(i)), attribute("wicgate-core", l.Proto))
 		for _, c := range a.Candidates {
 			m.Attributes = append(m.Attributes, attribute("candidate", c))
 		}

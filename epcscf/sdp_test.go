@@ -234,6 +234,8 @@ func FuzzDescription(f *testing.F) {
 	offer, answer := sdpFile(f, "offer.sdp", "alice"), sdpFile(f, "answer.sdp", "bob")
 	f.Add(offer, coreOffer)
 	f.Add(answer, coreOffer)
+	f.Add(videoOffer(f, "alice"), coreOffer+"m=video 30002 RTP/AVPF 96 97 103\r\na=rtpmap:96 VP8/90000\r\na=rtcp-fb:* nack pli\r\na=rtpmap:97 rtx/90000\r\na=fmtp:97 apt=96\r\na=rtpmap:103 H264/90000\r\na=fmtp:103 profile-level-id=42e01f;packetization-mode=1\r\na=extmap:3 urn:3gpp:video-orientation\r\n")
+	f.Add(strings.ReplaceAll(videoOffer(f, "alice"), "42e01f", "Yx1alice"), coreOffer)
 	f.Add(strings.ReplaceAll(offer, "useinbandfec=1", fingerprintOf("alice")), coreOffer)
 	f.Add(strings.ReplaceAll(offer, "s=-", "s="+fingerprintOf("alice")), strings.Replace(coreOffer, "a=ptime:20", "a=rtcp:9 IN IP6 ::1", 1))
 	f.Add(strings.ReplaceAll(offer, "a=mid:0", "a=mid:"+fingerprintOf("alice")[:30]), strings.ReplaceAll(coreOffer, "101", "96"))

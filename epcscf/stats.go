@@ -15,6 +15,7 @@ type Stats struct {
 	CallsTotal      uint64
 	CallsAnswered   uint64
 	CallsFailed     uint64 // ended by the edge: media lost, WebSocket gone, shutdown
+	Restarts        uint64 // of ICE, answered by the edge itself
 	CoreConnections int
 	Faults          uint64 // panics that were caught: each is a bug, and one line in the log
 

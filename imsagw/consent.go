@@ -21,6 +21,12 @@ func (c *consent) renew() {
 	c.last.Store(&now)
 }
 
+// fresh says whether the leave holds.
+func (c *consent) fresh() bool {
+	l := c.last.Load()
+	return l != nil && time.Since(*l) < c.expiry
+}
+
 // run starts with fresh consent, calls check at each time that a request is due, and returns true when
 // consent is lost; false when ctx ends before.
 func (c *consent) run(ctx context.Context, check func()) (lost bool) {

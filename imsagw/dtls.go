@@ -99,7 +99,7 @@ func (st *stream) runDTLS() {
 	if err != nil {
 		if st.ctx.Err() == nil {
 			st.g.count.dtls[why].Add(1)
-			st.s.fail(iq.DTLSFailed, dtlsCauseNames[why]+": "+err.Error())
+			st.s.fail(st, iq.DTLSFailed, dtlsCauseNames[why]+": "+err.Error())
 		}
 		return
 	}

@@ -424,7 +424,7 @@ func TestReleaseAtAnyMoment(t *testing.T) {
 func TestHelloIsHeld(t *testing.T) {
 	w := newWire(t, srtp.ProtectionProfileAeadAes256Gcm)
 	early, stranger := mustAddr("127.0.0.3:5000"), mustAddr("127.0.0.4:5000")
-	w.known[early] = struct{}{}
+	(*w.generations.Load())[0].known[early] = struct{}{}
 	w.fromAccess([]byte{22, 1}, stranger)
 	for i := range 2 * maxHeld {
 		w.fromAccess([]byte{22, byte(i)}, early)

@@ -26,10 +26,10 @@ const (
 	maxRequests = 600
 )
 
-// newAgent makes the ICE agent of a stream. It gets its one candidate, the access socket, by hand:
+// newAgent makes the ICE agent of a generation. It gets its one candidate, the access socket, by hand:
 // nothing is gathered, no interface is listed, and it can open no socket of its own. Its own
 // timeouts and keep-alives are off, since consent and the deadline for ICE are ours.
-func (st *stream) newAgent(local netip.AddrPort) (*ice.Agent, error) {
+func (n *generation) newAgent(local netip.AddrPort) (*ice.Agent, error) {
 	a, err := ice.NewAgentWithOptions(
 		ice.WithNet(noNet{}),
 		ice.WithLoggerFactory(noLog{}),
@@ -37,7 +37,7 @@ func (st *stream) newAgent(local netip.AddrPort) (*ice.Agent, error) {
 		ice.WithCandidateTypes([]ice.CandidateType{ice.CandidateTypeHost}),
 		ice.WithMulticastDNSMode(ice.MulticastDNSModeDisabled),
 		ice.WithDisableActiveTCP(),
-		ice.WithLocalCredentials(st.ufrag, string(st.pwd.Expose())),
+		ice.WithLocalCredentials(n.ufrag, string(n.pwd.Expose())),
 		ice.WithCheckInterval(checkInterval),
 		ice.WithMaxBindingRequests(maxRequests),
 		// Whatever answers first is nominated first: with one local candidate there is no better
@@ -48,12 +48,12 @@ func (st *stream) newAgent(local netip.AddrPort) (*ice.Agent, error) {
 		ice.WithDisconnectedTimeout(0),
 		ice.WithFailedTimeout(0),
 		ice.WithKeepaliveInterval(0),
-		ice.WithBindingRequestHandler(st.renominated),
+		ice.WithBindingRequestHandler(n.renominated),
 	)
 	if err != nil {
 		return nil, err
 	}
-	err = a.OnSelectedCandidatePairChange(func(_, remote ice.Candidate) { st.nominate(remote) })
+	err = a.OnSelectedCandidatePairChange(func(_, remote ice.Candidate) { n.nominate(remote) })
 	var c *ice.CandidateHost
 	if err == nil {
 		c, err = ice.NewCandidateHost(&ice.CandidateHostConfig{
@@ -61,7 +61,7 @@ func (st *stream) newAgent(local netip.AddrPort) (*ice.Agent, error) {
 		})
 	}
 	if err == nil {
-		err = a.AddVirtualCandidate(c, st.iceQueue)
+		err = a.AddVirtualCandidate(c, n.queue)
 	}
 	if err != nil {
 		return nil, errors.Join(err, a.Close())
@@ -79,21 +79,17 @@ func candidateAddr(c ice.Candidate) (netip.AddrPort, bool) {
 }
 
 // nominate takes the agent's nominated pair. It must not wait: the agent's Close waits for it.
-func (st *stream) nominate(remote ice.Candidate) {
-	a, ok := candidateAddr(remote)
-	if !ok {
-		return
+func (n *generation) nominate(remote ice.Candidate) {
+	if a, ok := candidateAddr(remote); ok {
+		n.st.elect(n, a)
 	}
-	st.selected.Store(&a)
-	st.consent.renew() // the check that nominated it was answered just now
-	nudge(st.pair)
-	nudge(st.wake)
 }
 
 // renominated lets a controlling browser move to another pair. The agent by itself follows only to a
 // pair of higher priority; browsers nominate again when a path dies, and mean the last.
-func (st *stream) renominated(m *stun.Message, _, remote ice.Candidate, _ *ice.CandidatePair) bool {
-	if st.s.offerer || !m.Contains(stun.AttrUseCandidate) {
+func (n *generation) renominated(m *stun.Message, _, remote ice.Candidate, _ *ice.CandidatePair) bool {
+	st := n.st
+	if st.s.offerer || !m.Contains(stun.AttrUseCandidate) || st.elected.Load() != n {
 		return false
 	}
 	a, ok := candidateAddr(remote)
@@ -104,7 +100,7 @@ func (st *stream) renominated(m *stun.Message, _, remote ice.Candidate, _ *ice.C
 // addCandidates gives the browser's candidates to the agent. What the gateway cannot or will not send to
 // is passed over: other transports and components, names (mDNS), addresses that [portRange.reaches]
 // refuses.
-func (st *stream) addCandidates(lines []string) {
+func (n *generation) addCandidates(lines []string) {
 	for _, line := range lines {
 		line = strings.TrimPrefix(strings.TrimSpace(line), "candidate:")
 		f := strings.Fields(line)
@@ -116,14 +112,14 @@ func (st *stream) addCandidates(lines []string) {
 			continue
 		}
 		port, err := strconv.ParseUint(f[5], 10, 16)
-		if err != nil || !st.g.access.reaches(netip.AddrPortFrom(ip, uint16(port))) {
+		if err != nil || !n.st.g.access.reaches(netip.AddrPortFrom(ip, uint16(port))) {
 			continue
 		}
 		c, err := ice.UnmarshalCandidate(line)
 		if err != nil {
 			continue
 		}
-		_ = st.agent.AddRemoteCandidate(c) // fails only for names, or once closed
+		_ = n.agent.AddRemoteCandidate(c) // fails only for names, or once closed
 	}
 }
 
@@ -131,36 +127,50 @@ func (st *stream) addCandidates(lines []string) {
 func (st *stream) run() {
 	deadline := time.NewTimer(st.g.timing.ice)
 	defer deadline.Stop()
-	select {
-	case <-st.ctx.Done():
-		return
-	case <-deadline.C:
-		st.g.count.iceFailed.Add(1)
-		_ = st.agent.Close() // no more checks; its error is always nil
-		st.s.fail(iq.ICEFailed, "no answered check from any address of the browser within "+st.g.timing.ice.String())
-		return
-	case <-st.pair:
+	for st.selected.Load() == nil {
+		select {
+		case <-st.ctx.Done():
+			return
+		case <-deadline.C:
+			st.g.count.iceFailed.Add(1)
+			for _, n := range *st.generations.Load() {
+				_ = n.agent.Close() // no more checks; its error is always nil
+			}
+			st.s.fail(st, iq.ICEFailed, "no answered check from any address of the browser within "+st.g.timing.ice.String())
+			return
+		case <-st.pair:
+		}
 	}
-	if !st.consent.run(st.ctx, st.checkConsent) {
-		return
+	for st.consent.run(st.ctx, st.checkConsent) {
+		st.muted.Store(true)
+		if !st.awaitRestart() {
+			if st.ctx.Err() != nil {
+				return
+			}
+			st.g.count.consentLost.Add(1)
+			st.s.fail(st, iq.ConsentLost, "no authenticated answer of the browser for "+st.g.timing.consentExpiry.String()+" (RFC 7675)")
+			return
+		}
+		st.muted.Store(false)
 	}
-	st.muted.Store(true)
-	st.g.count.consentLost.Add(1)
-	st.s.fail(iq.ConsentLost, "no authenticated answer of the browser for "+st.g.timing.consentExpiry.String()+" (RFC 7675)")
 }
 
 // checkConsent sends one check to the nominated address.
 func (st *stream) checkConsent() {
-	peer, to := st.peer.Load(), st.selected.Load()
-	if peer == nil || to == nil {
+	n, to := st.elected.Load(), st.selected.Load()
+	if n == nil || to == nil {
 		return
 	}
-	m, err := st.checks.consentCheck(peer.ufrag+":"+st.ufrag, string(peer.pwd.Expose()))
+	peer := n.peer.Load()
+	if peer == nil {
+		return
+	}
+	m, err := n.checks.consentCheck(peer.ufrag+":"+n.ufrag, string(peer.pwd.Expose()))
 	if err != nil {
 		st.s.log.Error("imsagw: consent check cannot be built", "error", err)
 		return
 	}
-	st.checks.sent(m.Raw, *to, true)
+	n.checks.sent(m.Raw, *to, true)
 	_, _ = st.send(m.Raw, *to) // counted there
 }
 

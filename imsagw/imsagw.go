@@ -71,6 +71,7 @@ type timing struct {
 	handshake     time.Duration // from the pair, or the first DTLS packet, to the keys
 	consentPeriod time.Duration // between two consent checks, before randomising; RFC 7675 §5.1
 	consentExpiry time.Duration // without an answer before sending stops; RFC 7675 §5.1
+	oldChecks     time.Duration // from an ICE restart's nomination until the old checks are answered no more
 	sweep         time.Duration // between two looks for abandoned sessions
 }
 
@@ -80,7 +81,8 @@ var defaultTiming = timing{
 	reserve: time.Minute, answer: 4 * time.Minute, linger: time.Minute,
 	ice: 30 * time.Second, handshake: 30 * time.Second,
 	consentPeriod: 5 * time.Second, consentExpiry: 30 * time.Second,
-	sweep: 5 * time.Second,
+	oldChecks: 5 * time.Second,
+	sweep:     5 * time.Second,
 }
 
 // maxEvents bounds the events waiting for the bus, over all sessions.

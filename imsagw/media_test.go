@@ -105,10 +105,11 @@ func newWire(t testing.TB, profile srtp.ProtectionProfile) *wire {
 	}
 	gw, more := open(), open()
 	w := &wire{browser: open(), core: open(), stream: &stream{
-		g: g, accessConn: more.rtp, rtpConn: gw.rtp, rtcpConn: gw.rtcp, known: map[netip.AddrPort]struct{}{}, ufrag: "abcdefgh",
-		wake: make(chan struct{}, 1),
+		g: g, accessConn: more.rtp, rtpConn: gw.rtp, rtcpConn: gw.rtcp, wake: make(chan struct{}, 1),
 	}}
-	w.iceQueue = newQueue(addrOf(w.accessConn), w.writeSTUN)
+	n := &generation{st: w.stream, known: map[netip.AddrPort]struct{}{}, ufrag: "abcdefgh"}
+	n.queue = newQueue(addrOf(w.accessConn), n.write)
+	w.generations.Store(&[]*generation{n})
 	w.dtlsQueue = newQueue(addrOf(w.accessConn), w.writeDTLS)
 	keyLen, err := profile.KeyLen()
 	if err != nil {
@@ -340,7 +341,7 @@ func FuzzAccess(f *testing.F) {
 		}
 		w.fromCoreRTP(room(), core)
 		w.fromCoreRTCP(room(), coreControl)
-		for _, q := range []*queue{w.iceQueue, w.dtlsQueue} {
+		for _, q := range []*queue{(*w.generations.Load())[0].queue, w.dtlsQueue} {
 			select {
 			case <-q.in:
 			default:

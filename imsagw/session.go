@@ -1,7 +1,6 @@
 package imsagw
 
 import (
-	"crypto/subtle"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -21,7 +20,7 @@ type session struct {
 
 	mu        sync.Mutex // guards the following fields; the streams' own goroutines take it
 	ref       iq.Ref     // the newest, for events
-	streams   []*stream  // by m-line; only grows
+	streams   []*stream  // by m-line; only grows. One that stopped stays, until a new one takes its place
 	said      map[iq.EventKind]bool
 	failed    time.Time // zero while all is well
 	connected bool
@@ -39,40 +38,67 @@ func newSession(g *Gateway, req iq.Set) *session {
 // set obeys a Set: it checks everything, then opens the streams that are new, then tells each stream
 // what is new of its remote sides.
 func (s *session) set(req iq.Set) (iq.Local, error) {
+	l, stopped, err := s.obey(req)
+	for _, st := range stopped { // not under the lock, which their goroutines may want
+		st.close()
+	}
+	return l, err
+}
+
+// obey does so but for closing the streams that stop.
+func (s *session) obey(req iq.Set) (l iq.Local, stopped []*stream, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return iq.Local{}, iq.ErrUnknownSession
+		return l, nil, iq.ErrUnknownSession
 	}
 	if err := s.checkLocked(req); err != nil {
-		return iq.Local{}, err
+		return l, nil, err
 	}
-	var fresh []*stream
-	for i := len(s.streams); i < len(req.Streams); i++ {
-		st, err := newStream(s, req.Streams[i].Media)
-		if err != nil {
-			for _, f := range fresh {
-				f.close()
-			}
-			return iq.Local{}, fmt.Errorf("stream %d: %w", i, err)
+	next := slices.Clone(s.streams)
+	for i, r := range req.Streams {
+		if i < len(next) && (!next[i].stopped || r.Stopped) {
+			continue
 		}
-		fresh = append(fresh, st)
+		st, err := newStream(s, r.Media)
+		if err != nil {
+			for j, f := range next {
+				if j >= len(s.streams) || f != s.streams[j] {
+					f.close()
+				}
+			}
+			return l, nil, fmt.Errorf("stream %d: %w", i, err)
+		}
+		if i < len(next) {
+			st.before.addStream(next[i])
+			next[i] = st
+		} else {
+			next = append(next, st)
+		}
 	}
 	s.ref = req.Ref
-	s.streams = append(s.streams, fresh...)
-	l := iq.Local{Streams: make([]iq.LocalStream, len(s.streams))}
+	s.streams = next
+	l.Streams = make([]iq.LocalStream, len(s.streams))
 	for i, st := range s.streams {
+		if req.Streams[i].Stopped {
+			if !st.stopped {
+				st.stopped = true
+				stopped = append(stopped, st)
+			}
+			continue
+		}
 		if c := req.Streams[i].Core; c != nil {
 			st.setCore(*c)
 		}
 		if a := req.Streams[i].Access; a != nil {
 			if err := st.setAccess(*a); err != nil {
-				return iq.Local{}, fmt.Errorf("stream %d: %w", i, err)
+				return iq.Local{}, stopped, fmt.Errorf("stream %d: %w", i, err)
 			}
 		}
 		l.Streams[i] = st.local()
 	}
-	return l, nil
+	s.connectedLocked() // what was waited for may have been given up
+	return l, stopped, nil
 }
 
 // checkLocked finds what a Set may not change. The error is an [iq.ErrInvalid].
@@ -96,15 +122,13 @@ func (s *session) checkLocked(req iq.Set) error {
 		if r.Media != st.media {
 			return fmt.Errorf("stream %d: %w: media changes from %s to %s", i, iq.ErrInvalid, st.media, r.Media)
 		}
-		if r.Access == nil || st.remote == nil {
+		if r.Access == nil || st.remote == nil || st.stopped {
 			continue
 		}
 		digest, err := r.Access.Fingerprint.Digest()
 		switch {
 		case err != nil:
 			return fmt.Errorf("stream %d: %w", i, err)
-		case r.Access.Ufrag != st.remote.ufrag || subtle.ConstantTimeCompare([]byte(r.Access.Pwd), st.remote.pwd.Expose()) != 1:
-			return fmt.Errorf("stream %d: %w: new ICE credentials, but this gateway cannot restart ICE yet", i, iq.ErrInvalid)
 		case !slices.Equal(digest, st.remote.digest):
 			return fmt.Errorf("stream %d: %w: another fingerprint, but this gateway cannot start DTLS anew yet", i, iq.ErrInvalid)
 		}
@@ -141,12 +165,18 @@ func (s *session) keyed(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.keyed = true
+	s.connectedLocked()
+}
+
+func (s *session) connectedLocked() {
+	keyed := false
 	for _, o := range s.streams {
-		if o.remote != nil && !o.keyed {
+		if o.remote != nil && !o.keyed && !o.stopped {
 			return
 		}
+		keyed = keyed || o.keyed
 	}
-	if !s.connected && !s.closed {
+	if keyed && !s.connected && !s.closed {
 		s.connected = true
 		s.g.count.connected.Add(1)
 		s.sayLocked(iq.Connected, "")
@@ -154,9 +184,12 @@ func (s *session) keyed(st *stream) {
 }
 
 // fail is told by a stream what ended it. Its session is over, unless the edge thinks otherwise.
-func (s *session) fail(kind iq.EventKind, detail string) {
+func (s *session) fail(st *stream, kind iq.EventKind, detail string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if st.stopped {
+		return
+	}
 	if s.failed.IsZero() {
 		s.failed = time.Now()
 	}
@@ -183,7 +216,7 @@ func (s *session) abandoned(now time.Time) bool {
 	}
 	core := false
 	for _, st := range s.streams {
-		if st.remote != nil {
+		if st.remote != nil && !st.stopped {
 			return false // ICE's deadline and consent look after it
 		}
 		core = core || st.core.Load() != nil

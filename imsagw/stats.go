@@ -69,8 +69,8 @@ func (c *counters) drop(why cause) { c.drops[why].Add(1) }
 
 // happened counts what happens once a session or less.
 type happened struct {
-	connected, abandoned, iceFailed, consentLost, eventsLost atomic.Uint64
-	dtls                                                     [dtlsCauses]atomic.Uint64
+	connected, abandoned, iceFailed, consentLost, eventsLost, restarts, restartsFailed atomic.Uint64
+	dtls                                                                               [dtlsCauses]atomic.Uint64
 }
 
 // totals of the streams of several sessions.
@@ -90,13 +90,22 @@ func (t *totals) add(s *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, st := range s.streams {
-		plus(&t.accessRx, st.count.accessRx.read())
-		plus(&t.accessTx, st.count.accessTx.read())
-		plus(&t.coreRx, st.count.coreRx.read())
-		plus(&t.coreTx, st.count.coreTx.read())
-		for i := range t.drops {
-			t.drops[i] += st.count.drops[i].Load()
-		}
+		t.addStream(st)
+	}
+}
+
+// addStream adds those of a stream, and of those before it in its place.
+func (t *totals) addStream(st *stream) {
+	plus(&t.accessRx, st.before.accessRx)
+	plus(&t.accessTx, st.before.accessTx)
+	plus(&t.coreRx, st.before.coreRx)
+	plus(&t.coreTx, st.before.coreTx)
+	plus(&t.accessRx, st.count.accessRx.read())
+	plus(&t.accessTx, st.count.accessTx.read())
+	plus(&t.coreRx, st.count.coreRx.read())
+	plus(&t.coreTx, st.count.coreTx.read())
+	for i := range t.drops {
+		t.drops[i] += st.before.drops[i] + st.count.drops[i].Load()
 	}
 }
 
@@ -110,10 +119,12 @@ type Stats struct {
 	ICEFailed     uint64
 	ConsentLost   uint64
 	EventsLost    uint64
-	AccessRx      iq.Counter
-	AccessTx      iq.Counter
-	CoreRx        iq.Counter
-	CoreTx        iq.Counter
+	// Restarts of ICE that began, and those that found no path.
+	Restarts, RestartsFailed uint64
+	AccessRx                 iq.Counter
+	AccessTx                 iq.Counter
+	CoreRx                   iq.Counter
+	CoreTx                   iq.Counter
 	// Drops are packets, by cause: unknown, oversize, malformed, stun, sources, foreign, queue,
 	// no-keys, no-remote, auth, ssrc, sequence, consent, pace, send. All are always there.
 	Drops map[string]uint64
@@ -132,6 +143,7 @@ func (g *Gateway) Stats() Stats {
 	st := Stats{
 		Sessions: n, SessionsTotal: t.sessions, Connected: g.count.connected.Load(), Abandoned: g.count.abandoned.Load(),
 		ICEFailed: g.count.iceFailed.Load(), ConsentLost: g.count.consentLost.Load(), EventsLost: g.count.eventsLost.Load(),
+		Restarts: g.count.restarts.Load(), RestartsFailed: g.count.restartsFailed.Load(),
 		AccessRx: t.accessRx, AccessTx: t.accessTx, CoreRx: t.coreRx, CoreTx: t.coreTx,
 		Drops: make(map[string]uint64, causes), DTLSFailures: make(map[string]uint64, dtlsCauses),
 	}

@@ -2,7 +2,6 @@ package imsagw
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -12,10 +11,8 @@ import (
 	"time"
 
 	"github.com/pion/dtls/v3"
-	"github.com/pion/ice/v4"
 
 	"wicgate/internal/iq"
-	"wicgate/internal/secret"
 )
 
 const (
@@ -29,10 +26,8 @@ const (
 	maxValid = 16
 )
 
-// remoteAccess is the browser's side.
+// remoteAccess is the browser's side: what its certificate must be, for the stream's life.
 type remoteAccess struct {
-	ufrag  string
-	pwd    secret.Bytes
 	hash   string // of the fingerprint
 	digest []byte
 }
@@ -46,21 +41,26 @@ type stream struct {
 	s     *session
 	g     *Gateway
 	media string
+	// before is what the streams have carried that had this place and stopped.
+	before totals
 
 	accessConn, rtpConn, rtcpConn *net.UDPConn
 
-	ufrag string // ours
-	pwd   secret.Bytes
-	agent *ice.Agent
+	dtlsQueue *queue
+	consent   consent
 
-	iceQueue, dtlsQueue *queue
-	checks              checks
-	consent             consent
+	// remote, keyed and stopped are guarded by the session's mu; peer is remote again, for DTLS.
+	remote  *remoteAccess
+	keyed   bool
+	stopped bool // its line is given up, or its session ends: it has nothing to tell any more
+	peer    atomic.Pointer[remoteAccess]
 
-	// remote and keyed are guarded by the session's mu; peer is remote again, for the readers.
-	remote *remoteAccess
-	keyed  bool
-	peer   atomic.Pointer[remoteAccess]
+	// generations of ICE, newest first, at least one: the readers take the slice as it is. electing makes
+	// changes to it, and to elected, one at a time; it is taken after the session's mu.
+	electing    sync.Mutex
+	generations atomic.Pointer[[]*generation]
+	elected     atomic.Pointer[generation] // whose pair selected is
+	restarting  atomic.Int32               // generations that wait for a pair while an older one has it
 
 	core     atomic.Pointer[iq.CoreRemote]    // nil before it is known; an invalid address is one on hold
 	selected atomic.Pointer[netip.AddrPort]   // the browser's address of the nominated pair
@@ -70,7 +70,6 @@ type stream struct {
 	dtls     atomic.Pointer[dtls.Conn]        // to close it
 	profile  atomic.Pointer[string]           // name of the SRTP profile
 	muted    atomic.Bool                      // consent is lost: nothing is sent, either way
-	known    map[netip.AddrPort]struct{}      // authenticated STUN sources; the access reader's own
 	held     []queued                         // the access reader's own
 	message  stunMessage                      // the access reader's own
 	pair     chan struct{}                    // holds one when selected is new; never closed
@@ -97,21 +96,18 @@ func newStream(s *session, media string) (*stream, error) {
 	st := &stream{
 		s: s, g: g, media: media,
 		accessConn: access[0], rtpConn: core[0], rtcpConn: core[1],
-		// 40 and 130 random bits; RFC 8445 §5.3 asks for 24 and 128.
-		ufrag: rand.Text()[:8], pwd: secret.New([]byte(rand.Text())),
-		known: map[netip.AddrPort]struct{}{},
-		pair:  make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		pair: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		consent: consent{period: g.timing.consentPeriod, expiry: g.timing.consentExpiry},
 	}
 	st.ctx, st.cancel = context.WithCancel(context.Background())
-	local := g.access.advertised(st.accessConn)
-	st.iceQueue = newQueue(local, st.writeSTUN)
-	st.dtlsQueue = newQueue(local, st.writeDTLS)
-	if st.agent, err = st.newAgent(local); err != nil {
+	st.dtlsQueue = newQueue(g.access.advertised(st.accessConn), st.writeDTLS)
+	first, err := st.newGeneration()
+	if err != nil {
 		g.access.release(access)
 		g.core.release(core)
-		return nil, fmt.Errorf("imsagw: ICE agent: %w", err)
+		return nil, err
 	}
+	st.generations.Store(&[]*generation{first})
 	st.wg.Go(func() { st.read(st.accessConn, st.fromAccess) })
 	st.wg.Go(func() { st.read(st.rtpConn, st.fromCoreRTP) })
 	st.wg.Go(func() { st.read(st.rtcpConn, st.fromCoreRTCP) })
@@ -162,7 +158,7 @@ func (st *stream) fromAccess(b []byte, from netip.AddrPort) {
 // authenticated the hello is held until then, else the browser would wait for its retransmission.
 func (st *stream) fromDTLS(b []byte, from netip.AddrPort) {
 	if !st.isValid(from) {
-		if _, ok := st.known[from]; !ok || len(st.held) >= maxHeld {
+		if !st.isKnown(from) || len(st.held) >= maxHeld {
 			st.count.drop(dropForeign)
 			return
 		}
@@ -230,20 +226,6 @@ func (st *stream) validate(a netip.AddrPort) {
 	st.held = rest
 }
 
-// writeSTUN sends what the ICE agent writes. Requests are remembered, so that their answers count, and
-// paced, so that candidates in an SDP cannot aim a stream of checks at somebody (RFC 8445 §19.5.1).
-func (st *stream) writeSTUN(b []byte, to netip.AddrPort) (int, error) {
-	if !st.g.access.reaches(to) {
-		st.count.drop(dropSend)
-		return len(b), nil
-	}
-	if isBindingRequest(b) && !st.checks.sent(b, to, false) {
-		st.count.drop(dropPace)
-		return len(b), nil
-	}
-	return st.send(b, to)
-}
-
 // writeDTLS sends what the DTLS agent writes to the nominated address, or, before there is one, to the
 // validated address that the browser's own DTLS came from.
 func (st *stream) writeDTLS(b []byte, _ netip.AddrPort) (int, error) {
@@ -283,29 +265,22 @@ func (st *stream) setCore(c iq.CoreRemote) {
 	st.core.Store(&iq.CoreRemote{RTP: unmap(c.RTP), RTCP: unmap(c.RTCP)})
 }
 
-// setAccess tells the browser's side: the first time it starts ICE and waits for DTLS, later it adds
-// candidates. The caller holds the session's mu, and has checked that credentials stay.
+// setAccess tells the browser's side: the first time it starts ICE and waits for DTLS, later it adds candidates, or,
+// where the browser's ICE credentials have changed, restarts ICE. The caller holds the session's mu, and has
+// checked that the fingerprint stays.
 func (st *stream) setAccess(a iq.AccessRemote) error {
-	first := st.remote == nil
-	if first {
-		digest, err := a.Fingerprint.Digest()
-		if err != nil {
-			return err
-		}
-		st.remote = &remoteAccess{ufrag: a.Ufrag, pwd: secret.New([]byte(a.Pwd)), hash: a.Fingerprint.Hash, digest: digest}
-		st.peer.Store(st.remote)
+	if st.remote != nil {
+		return st.nextGeneration(a)
 	}
-	st.addCandidates(a.Candidates)
-	if !first {
-		return nil
+	digest, err := a.Fingerprint.Digest()
+	if err != nil {
+		return err
 	}
-	start := st.agent.StartAccept
-	if st.s.offerer {
-		start = st.agent.StartDial
+	if err := (*st.generations.Load())[0].start(a); err != nil {
+		return err
 	}
-	if _, err := start(a.Ufrag, a.Pwd); err != nil {
-		return fmt.Errorf("imsagw: ICE: %w", err)
-	}
+	st.remote = &remoteAccess{hash: a.Fingerprint.Hash, digest: digest}
+	st.peer.Store(st.remote)
 	st.wg.Go(st.run)
 	st.wg.Go(st.runDTLS)
 	return nil
@@ -314,9 +289,10 @@ func (st *stream) setAccess(a iq.AccessRemote) error {
 // local is what the edge tells the two sides.
 func (st *stream) local() iq.LocalStream {
 	access := st.g.access.advertised(st.accessConn)
+	now := (*st.generations.Load())[0]
 	return iq.LocalStream{
 		Access: iq.AccessLocal{
-			Ufrag: st.ufrag, Pwd: string(st.pwd.Expose()), Fingerprint: st.g.fingerprint,
+			Ufrag: now.ufrag, Pwd: string(now.pwd.Expose()), Fingerprint: st.g.fingerprint,
 			// The priority of the one host candidate of component 1, RFC 8445 §5.1.2.1.
 			Candidates: []string{fmt.Sprintf("1 1 udp %d %v %d typ host", hostPriority, access.Addr(), access.Port())},
 			Default:    access,
@@ -333,7 +309,7 @@ func (st *stream) close() {
 			_ = c.Close() // close_notify, if there is somebody to take it
 		}
 		_ = st.dtlsQueue.Close()
-		_ = st.agent.GracefulClose() // its error is always nil
+		st.closeGenerations()
 		st.g.access.release([]*net.UDPConn{st.accessConn})
 		st.g.core.release([]*net.UDPConn{st.rtpConn, st.rtcpConn})
 		st.wg.Wait()
@@ -341,12 +317,11 @@ func (st *stream) close() {
 }
 
 func (st *stream) report() iq.StreamReport {
-	r := iq.StreamReport{
-		Media:    st.media,
-		AccessRx: st.count.accessRx.read(), AccessTx: st.count.accessTx.read(),
-		CoreRx: st.count.coreRx.read(), CoreTx: st.count.coreTx.read(),
-		Discarded: st.count.drops[dropAuth].Load() + st.count.drops[dropForeign].Load(),
-	}
+	r := iq.StreamReport{Media: st.media}
+	var t totals
+	t.addStream(st)
+	r.AccessRx, r.AccessTx, r.CoreRx, r.CoreTx = t.accessRx, t.accessTx, t.coreRx, t.coreTx
+	r.Discarded = t.drops[dropAuth] + t.drops[dropForeign]
 	if p := st.profile.Load(); p != nil {
 		r.Profile = *p
 	}

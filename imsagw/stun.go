@@ -3,7 +3,6 @@ package imsagw
 import (
 	"encoding/binary"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -13,7 +12,7 @@ import (
 const (
 	stunHeader = 20
 	stunCookie = 0x2112A442
-	// maxKnown bounds the authenticated sources of Binding requests of one stream: each becomes a
+	// maxKnown bounds the authenticated sources of Binding requests of one generation: each becomes a
 	// candidate in the ICE agent.
 	maxKnown = 64
 	// maxChecks bounds the requests of ours that wait for an answer.
@@ -70,6 +69,13 @@ func (c *checks) sent(b []byte, to netip.AddrPort, own bool) bool {
 	c.sentAt[c.next] = k
 	c.next = (c.next + 1) % maxChecks
 	return true
+}
+
+// inherit goes on at the pace of the generation before, so that a restart is no new burst.
+func (c *checks) inherit(before *checks) {
+	before.mu.Lock()
+	defer before.mu.Unlock()
+	c.tokens, c.filled = before.tokens, before.filled
 }
 
 // learnLocked reads the ICE attributes of the agent's own request.
@@ -154,29 +160,38 @@ func (st *stream) fromSTUN(b []byte, from netip.AddrPort) {
 		st.count.drop(dropMalformed)
 		return
 	}
+	var n *generation
 	switch m.Type.Class {
 	case stun.ClassRequest:
-		if _, ok := st.known[from]; !ok {
-			var name stun.Username
-			if err := name.GetFrom(m); err != nil || !strings.HasPrefix(name.String(), st.ufrag+":") || stun.MessageIntegrity(st.pwd.Expose()).Check(m) != nil {
-				st.count.drop(dropSTUN)
-				return
-			}
-			if len(st.known) >= maxKnown {
-				st.count.drop(dropSources)
-				return
-			}
-			st.known[from] = struct{}{}
-		}
-	case stun.ClassSuccessResponse, stun.ClassErrorResponse:
-		peer := st.peer.Load()
-		k, ok := st.checks.answered(m.TransactionID, from)
-		if !ok || peer == nil {
+		if n = st.generationOf(m); n == nil {
 			st.count.drop(dropSTUN)
 			return
 		}
-		if stun.MessageIntegrity(peer.pwd.Expose()).Check(m) != nil {
-			st.checks.unanswered(k)
+		if _, ok := n.known[from]; !ok {
+			if stun.MessageIntegrity(n.pwd.Expose()).Check(m) != nil {
+				st.count.drop(dropSTUN)
+				return
+			}
+			if len(n.known) >= maxKnown {
+				st.count.drop(dropSources)
+				return
+			}
+			n.known[from] = struct{}{}
+		}
+	case stun.ClassSuccessResponse, stun.ClassErrorResponse:
+		var k check
+		ok := false
+		for _, n = range *st.generations.Load() {
+			if k, ok = n.checks.answered(m.TransactionID, from); ok {
+				break
+			}
+		}
+		if !ok { // nothing has left before the browser's credentials were known
+			st.count.drop(dropSTUN)
+			return
+		}
+		if stun.MessageIntegrity(n.peer.Load().pwd.Expose()).Check(m) != nil {
+			n.checks.unanswered(k)
 			st.count.drop(dropSTUN)
 			return
 		}
@@ -192,7 +207,7 @@ func (st *stream) fromSTUN(b []byte, from netip.AddrPort) {
 	default:
 		return // an indication keeps a NAT open and wants nothing (RFC 8445 §11)
 	}
-	if !st.iceQueue.push(b, from) {
+	if !n.queue.push(b, from) {
 		st.count.drop(dropQueue)
 	}
 }

@@ -73,6 +73,9 @@ type Stream struct {
 	Media  string        `json:"media"` // "audio" or "video"
 	Access *AccessRemote `json:"access,omitempty"`
 	Core   *CoreRemote   `json:"core,omitempty"`
+	// Stopped: the m-line is given up (port 0). The gateway frees its ports; its answer has an empty LocalStream
+	// there. A later Set without it starts the stream anew: other ports, ICE and DTLS from the beginning.
+	Stopped bool `json:"stopped,omitempty"`
 }
 
 // AccessRemote is the browser's side as its SDP says it.

@@ -97,6 +97,9 @@ func (s Stream) validate() error {
 	if s.Media != "audio" && s.Media != "video" {
 		return invalid("media: want audio or video")
 	}
+	if s.Stopped && (s.Access != nil || s.Core != nil) {
+		return invalid("a stream that is stopped, with a remote side")
+	}
 	if a := s.Access; a != nil {
 		switch {
 		case !validICE(a.Ufrag, 4):
