@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,6 +29,8 @@ var version = ""
 
 type cli struct {
 	Run     runCmd     `cmd:"" help:"Run roles: all six, or those named."`
+	Check   checkCmd   `cmd:"" help:"Say whether a configuration would run well on this machine, and what it can carry. Starts nothing."`
+	Turn    turnCmd    `cmd:"" help:"TURN sessions of a running wicgate: list, show, kill; revoke a log-in."`
 	Stats   statsCmd   `cmd:"" help:"Print the counters of the roles that run with a data folder, as JSON."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -56,7 +59,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		var parse *kong.ParseError
 		if errors.As(err, &parse) && parse.Context != nil {
-			fmt.Fprintf(stderr, "wicgate: error: %v\n  hint: \"wicgate --help\" lists the commands, \"wicgate run --help\" the options of one\n", err)
+			of := "run"
+			if node := parse.Context.Selected(); node != nil {
+				of = strings.TrimSpace(strings.TrimPrefix(node.Path(), "wicgate"))
+			}
+			fmt.Fprintf(stderr, "wicgate: error: %v\n  hint: \"wicgate --help\" lists the commands, \"wicgate %s --help\" the options of one\n", err, of)
 		} else {
 			fmt.Fprintf(stderr, "wicgate: error: %v\n", err)
 		}
@@ -69,41 +76,69 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-type statsCmd struct {
+// door is how commands find the running wicgate.
+type door struct {
 	Data string `help:"The data folder of the running wicgate." default:"wicgate-data" type:"path" placeholder:"DIR"`
 }
 
-// Run implements the command stats.
-func (c *statsCmd) Run(out io.Writer) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// ask asks it, within 20 s.
+func (d door) ask(method, path string, body, out any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	b, err := admin.Get(ctx, c.Data, "/v1/stats")
-	if err != nil {
-		return err
-	}
-	var v any
-	if err := json.Unmarshal(b, &v); err != nil {
-		return fmt.Errorf("admin: answer is not JSON: %w", err)
-	}
+	return admin.Client{Dir: d.Data}.Do(ctx, method, path, body, out)
+}
+
+// printJSON prints for programs.
+func printJSON(out io.Writer, v any) error {
 	enc := json.NewEncoder(out)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }
 
+type statsCmd struct{ door }
+
+// Help implements [kong.HelpProvider].
+func (statsCmd) Help() string {
+	return `The same numbers are Prometheus metrics, at /metrics on the address admin.listen.
+
+Examples:
+
+	wicgate stats
+	wicgate stats --data /var/lib/wicgate | jq .turn.Allocations
+`
+}
+
+// Run implements the command stats.
+func (c *statsCmd) Run(out io.Writer) error {
+	var v any
+	if err := c.ask("GET", "/v1/stats", nil, &v); err != nil {
+		return err
+	}
+	return printJSON(out, v)
+}
+
 type versionCmd struct{}
+
+// build is what this program was built from.
+func build() (v, revision string) {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value[:min(12, len(s.Value))]
+			}
+		}
+	}
+	if v = version; v == "" {
+		v = "development"
+	}
+	return v, revision
+}
 
 // Run implements the command version.
 func (versionCmd) Run(out io.Writer) error {
-	v := version
-	if v == "" {
-		v = "development"
-		if info, ok := debug.ReadBuildInfo(); ok {
-			for _, s := range info.Settings {
-				if s.Key == "vcs.revision" {
-					v += " " + s.Value[:min(12, len(s.Value))]
-				}
-			}
-		}
+	v, revision := build()
+	if version == "" && revision != "" {
+		v += " " + revision
 	}
 	_, err := fmt.Fprintf(out, "wicgate %s, %s %s/%s\n", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return err

@@ -19,7 +19,7 @@ import (
 	"wicgate/democore"
 	"wicgate/epcscf"
 	"wicgate/imsagw"
-	"wicgate/internal/admin"
+	"wicgate/internal/check"
 	"wicgate/internal/config"
 	"wicgate/internal/iq"
 	"wicgate/internal/keyring"
@@ -37,10 +37,25 @@ import (
 
 const sipPath = "/sip"
 
+var allRoles = []string{"turn", "waf", "wwsf", "epcscf", "imsagw", "democore"}
+
 type runCmd struct {
 	Roles  []string `arg:"" optional:"" enum:"turn,waf,wwsf,epcscf,imsagw,democore" help:"turn, waf, wwsf, epcscf, imsagw, democore. Default: all." placeholder:"ROLE"`
 	Config string   `help:"Configuration file; wicgate.yaml in the source explains every key. Default: none, all roles on loopback." type:"existingfile" placeholder:"FILE"`
 	Data   string   `help:"Folder for keys, the development CA and state. Made if it is not there." default:"wicgate-data" type:"path" placeholder:"DIR"`
+}
+
+// Help implements [kong.HelpProvider].
+func (runCmd) Help() string {
+	return `Roles that are named run in this process, on one machine or apart on many. "wicgate check" says beforehand whether they would.
+
+Examples:
+
+	wicgate run                            all six on loopback, for a first call
+	wicgate run --config wicgate.yaml      all six, as the file says
+	wicgate run turn --config turn.yaml    a TURN server alone
+	wicgate run waf wwsf epcscf imsagw     with an operator's core
+`
 }
 
 // Run implements the command run.
@@ -51,16 +66,18 @@ func (c *runCmd) Run(out io.Writer) error {
 	}
 	ctx, stop := untilSignal()
 	defer stop()
+	h := &house{file: file, data: c.Data, roles: c.Roles, log: newLog(file.Log), stats: map[string]func() any{}}
+	if len(h.roles) == 0 {
+		h.roles = allRoles
+	}
+	if err := refuse(check.Cheap(check.Input{File: file, Data: c.Data, Roles: h.roles}), h.log); err != nil {
+		return err
+	}
 	lock, err := lockData(c.Data)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-
-	h := &house{file: file, data: c.Data, roles: c.Roles, log: newLog(file.Log), stats: map[string]func() any{}}
-	if len(h.roles) == 0 {
-		h.roles = []string{"turn", "waf", "wwsf", "epcscf", "imsagw", "democore"}
-	}
 	defer h.close()
 	if err := h.build(); err != nil {
 		return err
@@ -99,8 +116,9 @@ type house struct {
 	client      *http.Client
 	users       []waf.User // demo users, where there are any
 	news        news
-	turnSecrets []secret.Bytes   // see secrets
-	shared      *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
+	turnSecrets []secret.Bytes // see secrets
+	operator
+	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
 
 func (h *house) has(role string) bool { return slices.Contains(h.roles, role) }
@@ -114,18 +132,9 @@ func (h *house) close() {
 // build makes the parts, each after those it needs. Sockets open here, so a taken port is told
 // before anything is served.
 func (h *house) build() error {
-	a, err := admin.New(h.data, func() map[string]any {
-		all := map[string]any{}
-		for role, stats := range h.stats {
-			all[role] = stats()
-		}
-		return all
-	})
-	if err != nil {
+	if err := h.openDoor(); err != nil {
 		return err
 	}
-	h.parts = append(h.parts, life.Part{Name: "admin", Serve: a.Serve})
-
 	mux := http.NewServeMux()
 	front := false
 	for _, step := range []struct {
@@ -156,9 +165,11 @@ func (h *house) build() error {
 		}
 	}
 	if front {
-		return h.front(mux)
+		if err := h.front(mux); err != nil {
+			return err
+		}
 	}
-	return nil
+	return h.observe()
 }
 
 func (h *house) openBus(*http.ServeMux) (err error) {
@@ -285,6 +296,7 @@ func (h *house) turn(*http.ServeMux) error {
 	if err != nil {
 		return err
 	}
+	h.operator.turn = s
 	h.news.hear = append(h.news.hear, session.Handler{
 		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
 	})
@@ -369,6 +381,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 	}
 	mux.Handle("/oauth/", w.Handler())
 	mux.Handle("/.well-known/oauth-authorization-server", w.Handler())
+	h.operator.waf = w
 	h.add("waf", w.Serve, func() any { return w.Stats() })
 	return nil
 }

@@ -1,17 +1,29 @@
 // Package admin is the one door for the operator of this machine: a small HTTP API on a Unix
-// socket in the data folder. The command line is its client. Nobody but the socket's owner and
-// root can open it.
+// socket in the data folder. The command line is its client. The socket's mode is 0600, and on Linux
+// each connection's peer credentials are looked at too: its owner and root get an answer, everybody
+// else gets 403 and a line in the log.
 //
-//	GET /v1/stats   the counters of each role that runs here, as JSON: {"turn": {…}, …}
+//	GET    /v1/stats                the counters of each role that runs here: {"turn": {…}, …}
+//	GET    /v1/turn/sessions        allocations; ?pseudonym= names whose
+//	GET    /v1/turn/sessions/{id}   one of them
+//	DELETE /v1/turn/sessions/{id}   ends it
+//	POST   /v1/revoke               {"name": "…"}: ends a log-in and all that it holds; name is a
+//	                                pseudonym or a user. {"user": …} or {"pseudonym": …} say which
+//	GET    /healthz /readyz         alive; ready, with the reason why not
+//	GET    /metrics                 Prometheus
+//
+// The last three are also what [NewObserver] serves on a TCP address, and nothing else is.
+//
+// An error is JSON: {"error": {"message": what was tried and why it failed, "hint": what to do}}.
+// What roles can do is declared here by small interfaces; cmd/wicgate joins them.
 package admin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -22,11 +34,77 @@ import (
 // SocketName is the socket's file in the data folder.
 const SocketName = "admin.sock"
 
-// maxAnswer bounds what the client reads, in bytes.
-const maxAnswer = 4 << 20
+const (
+	readTime    = 5 * time.Second  // a request, its body included
+	answerTime  = 15 * time.Second // a revocation waits for the store
+	idleTime    = time.Minute
+	headerSize  = 4 << 10
+	maxBody     = 4 << 10 // of a request
+	maxSessions = 10_000  // in one answer
+	maxConns    = 64      // at once; more wait in the kernel
+)
 
-// Stats gives the counters of each role, by its name. It is called for each request.
-type Stats func() map[string]any
+// Session is a TURN allocation as an operator sees it. It holds no secret.
+type Session struct {
+	ID         string    `json:"id"`
+	Pseudonym  string    `json:"pseudonym"`
+	Client     string    `json:"client"`    // transport address
+	Transport  string    `json:"transport"` // udp, tcp, tls
+	Relayed    string    `json:"relayed"`   // transport address that peers see
+	Since      time.Time `json:"since"`
+	Expires    time.Time `json:"expires"`    // unless refreshed
+	Credential string    `json:"credential"` // its kind, never the secret
+	// CredentialEnds is when it ends; the policy says what that means for the session.
+	CredentialEnds time.Time `json:"credential_ends"`
+	Permissions    []string  `json:"permissions"`
+	Channels       []string  `json:"channels"` // peers
+	// Relayed payload, to peers and to the client.
+	ToPeerPackets   uint64 `json:"to_peer_packets"`
+	ToPeerBytes     uint64 `json:"to_peer_bytes"`
+	ToClientPackets uint64 `json:"to_client_packets"`
+	ToClientBytes   uint64 `json:"to_client_bytes"`
+}
+
+// TURN is what a TURN server offers.
+type TURN interface {
+	// Sessions are the allocations now.
+	Sessions() []Session
+	// Kill ends one, and reports whether it was there.
+	Kill(id string) bool
+}
+
+// Revoked is what a revocation has reached in this process. Other nodes hear of it by the bus.
+type Revoked struct {
+	LogIns      int `json:"log_ins"`     // log-in sessions ended
+	Allocations int `json:"allocations"` // of this process's TURN server, ended
+}
+
+// Kinds of names that a [Revoker] may be given.
+const (
+	KindAny       = ""          // a user where there is one of that name, else a pseudonym
+	KindUser      = "user"      // a user's or guest's name
+	KindPseudonym = "pseudonym" // of a log-in session
+)
+
+// ErrNotFound says that a revocation names nobody. Wrap it to say where was looked.
+var ErrNotFound = errors.New("not found")
+
+// Revoker ends log-in sessions, and returns once that cannot be lost.
+type Revoker interface {
+	Revoke(ctx context.Context, kind, name string) (Revoked, error)
+}
+
+// Config is what the door leads to. Dir and Health are required; what is nil is answered with 404
+// and words.
+type Config struct {
+	Dir     string       // data folder
+	Log     *slog.Logger // nil = discard
+	Health  *Health
+	Stats   func() map[string]any // called for each request
+	Metrics http.Handler
+	TURN    func() TURN    // asked at each request, as roles start after the door; nil result: none here
+	Revoker func() Revoker // same
+}
 
 // Server answers on the socket.
 type Server struct {
@@ -34,10 +112,13 @@ type Server struct {
 	srv *http.Server
 }
 
-// New opens the socket in dir with mode 0600. A socket that a killed process left is replaced;
+// New opens the socket in cfg.Dir with mode 0600. A socket that a killed process left is replaced;
 // the caller holds the data folder's lock, so none is in use.
-func New(dir string, stats Stats) (*Server, error) {
-	name := filepath.Join(dir, SocketName)
+func New(cfg Config) (*Server, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	name := filepath.Join(cfg.Dir, SocketName)
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("admin: old socket: %w", err)
 	}
@@ -49,18 +130,27 @@ func New(dir string, stats Stats) (*Server, error) {
 		l.Close()
 		return nil, fmt.Errorf("admin: socket %s: %w", name, err)
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/stats", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(stats()) //nolint:errcheck // the client has gone
-	})
-	return &Server{l, &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 4 << 10}}, nil
+	owner := door{uid: os.Geteuid(), log: cfg.Log}
+	srv := server(owner.guard(newAPI(cfg)), cfg.Log)
+	srv.ConnContext = owner.note
+	return &Server{l, srv}, nil
 }
 
 // Serve answers until ctx ends, and removes the socket.
-func (s *Server) Serve(ctx context.Context) error {
+func (s *Server) Serve(ctx context.Context) error { return serve(ctx, s.srv, s.l) }
+
+// server is an http.Server with bounds.
+func server(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: http.MaxBytesHandler(h, maxBody), ReadTimeout: readTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerSize,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serve serves until ctx ends, then lets requests under way finish for up to 1 s.
+func serve(ctx context.Context, srv *http.Server, l net.Listener) error {
 	done := make(chan error, 1)
-	go func() { done <- s.srv.Serve(s.l) }()
+	go func() { done <- srv.Serve(limit(l, maxConns)) }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("admin: %w", err)
@@ -68,30 +158,12 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	grace, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	err := s.srv.Shutdown(grace)
+	err := srv.Shutdown(grace)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = srv.Close()
+	}
 	if served := <-done; err == nil && !errors.Is(served, http.ErrServerClosed) {
 		err = served
 	}
 	return err
-}
-
-// Get asks the process that uses the data folder dir, and returns the answer's JSON.
-func Get(ctx context.Context, dir, path string) ([]byte, error) {
-	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, SocketName))
-	}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin"+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	res, err := c.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("admin: nobody answers in %s: %w\n  hint: is wicgate running with --data %s, as this user?", dir, err, dir)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("admin: GET %s: %s", path, res.Status)
-	}
-	return b, err
 }

@@ -32,6 +32,9 @@ type File struct {
 	EPCSCF   EPCSCF   `yaml:"epcscf"`
 	IMSAGW   IMSAGW   `yaml:"imsagw"`
 	DemoCore DemoCore `yaml:"democore"`
+	Admin    Admin    `yaml:"admin"`
+
+	source source // where it was read
 }
 
 // Log is the section log.
@@ -139,6 +142,11 @@ type DemoCore struct {
 	Users  []string `yaml:"users"`
 }
 
+// Admin is the section admin.
+type Admin struct {
+	Listen AddrPort `yaml:"listen"`
+}
+
 // Default is what holds where the file says nothing; wicgate.yaml says the same, by test.
 func Default() *File {
 	lo := netip.MustParseAddr("127.0.0.1")
@@ -166,7 +174,8 @@ func Default() *File {
 // maxSize bounds the file, in bytes.
 const maxSize = 1 << 20
 
-// Load reads a file over the defaults and checks it. name "" is the defaults alone.
+// Load reads a file over the defaults and checks it. name "" is the defaults alone. What one value, or
+// two that contradict each other, make impossible is refused here; [File.Review] knows more.
 func Load(name string) (*File, error) {
 	f := Default()
 	if name == "" {
@@ -186,8 +195,9 @@ func Load(name string) (*File, error) {
 	if err := f.parse(b); err != nil {
 		return nil, fmt.Errorf("configuration: %s:%w", filepath.Base(name), err)
 	}
+	f.source = newSource(filepath.Base(name), b)
 	if err := f.check(); err != nil {
-		return nil, fmt.Errorf("configuration: %s: %w", filepath.Base(name), err)
+		return nil, fmt.Errorf("configuration: %w", f.placed(err))
 	}
 	return f, nil
 }
@@ -260,9 +270,15 @@ func scalar[T any](n ast.Node, into *T, wish string, parse func(string) (T, erro
 // AddrPort is ip:port.
 type AddrPort struct{ netip.AddrPort }
 
-// UnmarshalYAML implements yaml.NodeUnmarshaler, as do the others below.
+// UnmarshalYAML implements yaml.NodeUnmarshaler, as do the others below. "" is none, which check
+// refuses where an address is needed.
 func (a *AddrPort) UnmarshalYAML(n ast.Node) error {
-	return scalar(n, &a.AddrPort, "ip:port such as 127.0.0.1:3478 or [::1]:3478", netip.ParseAddrPort)
+	return scalar(n, &a.AddrPort, "ip:port such as 127.0.0.1:3478 or [::1]:3478", func(s string) (netip.AddrPort, error) {
+		if s == "" && n.Type() == ast.StringType {
+			return netip.AddrPort{}, nil
+		}
+		return netip.ParseAddrPort(s)
+	})
 }
 
 // Addr is an IP address, or none.
@@ -396,6 +412,7 @@ func (f *File) check() error {
 			"%s: want whole seconds, 10s to 24h, not %v", key, time.Duration(d))
 	}
 	return errors.Join(
+		f.needed(),
 		when(!isName(f.Domain, 253, ".-"), "domain: %q is not a domain name in lower case", f.Domain),
 		when(f.Log.Format != "text" && f.Log.Format != "json", "log.format: want text or json, not %q", f.Log.Format),
 		when((f.HTTPS.Certificate == "") != (f.HTTPS.Key == ""), "https: certificate and key go together"),
@@ -429,6 +446,25 @@ func (f *File) check() error {
 	)
 }
 
+// needed refuses empty addresses where there must be one.
+func (f *File) needed() error {
+	var errs []error
+	need := func(key string, a AddrPort) {
+		errs = append(errs, when(!a.IsValid(), "%s: must not be empty", key))
+	}
+	need("https.listen", f.HTTPS.Listen)
+	for i, a := range f.TURN.Listen {
+		need(fmt.Sprintf("turn.listen[%d]", i), a)
+	}
+	for i, a := range f.TURN.ListenTCP {
+		need(fmt.Sprintf("turn.listen_tcp[%d]", i), a)
+	}
+	need("epcscf.listen", f.EPCSCF.Listen)
+	need("epcscf.core", f.EPCSCF.Core)
+	need("democore.listen", f.DemoCore.Listen)
+	return errors.Join(errs...)
+}
+
 func (s Side) check(key string) error {
 	return errors.Join(
 		when(!s.Bind.IsValid(), "%s.bind: must not be empty", key),
@@ -442,6 +478,7 @@ func (s Side) check(key string) error {
 type turnURI struct {
 	secure    bool   // turns:
 	host      string // without brackets
+	port      uint16 // 3478 or 5349 where it is left out (RFC 7065 §3.2)
 	transport string // udp or tcp, also where it is left out
 }
 
@@ -456,14 +493,16 @@ func parseTURN(s string) (u turnURI, ok bool) {
 	if err != nil || p.Host != at || p.Hostname() == "" || strings.ContainsAny(at, " \t\"\\@") {
 		return u, false
 	}
+	u = turnURI{secure: scheme == "turns", host: p.Hostname(), port: 3478, transport: "udp"}
+	if u.secure {
+		u.port, u.transport = 5349, "tcp" // RFC 7065 §3.2, RFC 5928 §3: TLS over TCP
+	}
 	if port := p.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
 			return u, false
 		}
-	}
-	u = turnURI{secure: scheme == "turns", host: p.Hostname(), transport: "udp"}
-	if u.secure {
-		u.transport = "tcp" // RFC 7065 §3.2, RFC 5928 §3: TLS over TCP
+		u.port = uint16(n)
 	}
 	if asked {
 		transport, found := strings.CutPrefix(query, "transport=")
@@ -490,6 +529,17 @@ func (t TURN) checkURLs() error {
 		}
 	}
 	return nil
+}
+
+// SecureURLs are the hosts of the turns: entries of urls, by their place there.
+func (t TURN) SecureURLs() map[int]string {
+	hosts := map[int]string{}
+	for i, s := range t.URLs {
+		if u, ok := parseTURN(s); ok && u.secure {
+			hosts[i] = u.host
+		}
+	}
+	return hosts
 }
 
 // SecureHosts are the names and addresses by which browsers reach the server over TLS, which its

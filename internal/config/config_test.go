@@ -13,7 +13,7 @@ import (
 
 const shipped = "../../wicgate.yaml"
 
-var compareFields = cmpopts.EquateComparable(AddrPort{}, Addr{}, Prefix{}, Range{})
+var compareFields = cmp.Options{cmpopts.EquateComparable(AddrPort{}, Addr{}, Prefix{}, Range{}), cmpopts.IgnoreUnexported(File{})}
 
 func TestShippedFileEqualsDefaults(t *testing.T) {
 	got, err := Load(shipped)
@@ -35,6 +35,9 @@ func TestShippedFileExplainsEachKey(t *testing.T) {
 	var walk func(typ reflect.Type, path []string)
 	walk = func(typ reflect.Type, path []string) {
 		for i := range typ.NumField() {
+			if !typ.Field(i).IsExported() {
+				continue
+			}
 			key := append(path[:len(path):len(path)], typ.Field(i).Tag.Get("yaml"))
 			at := find(lines, key)
 			if at < 0 {
@@ -99,6 +102,9 @@ func TestRefusals(t *testing.T) {
 		{"range", "turn:\n  open: [10.0.0.0/8]\n", "2: turn.open[0]: want \"prefix first-last\""},
 		{"number for text", "turn:\n  quota: many\n", "2: cannot unmarshal string"},
 
+		{"line of a check", "log:\n\n  format: xml\n", "wicgate.yaml:3: log.format: want"},
+		{"lines of two checks", "log: {format: xml}\nturn:\n  quota: 0\n", "wicgate.yaml:1: log.format: want text or json, not \"xml\"\nwicgate.yaml:3: turn.quota"},
+		{"no address", "https: {listen: ''}\n", "wicgate.yaml:1: https.listen: must not be empty"},
 		{"format", "log: {format: xml}\n", "log.format: want text or json, not \"xml\""},
 		{"certificate without key", "https: {certificate: a.pem}\n", "https: certificate and key go together"},
 		{"replicas", "bus: {url: 'nats://x', replicas: 2}\n", "bus.replicas: want 1, 3 or 5, not 2"},
@@ -192,7 +198,9 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c := Default()
 		if c.parse(b) == nil {
-			_ = c.check() // either answer is right; a panic is not
+			_ = c.check()
+			_ = c.Review([]string{"turn", "waf", "wwsf", "epcscf", "imsagw", "democore"})
+			_ = c.Settings() // either answer is right; a panic is not
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -124,6 +125,21 @@ func (n *NATS) Close() {
 		n.embedded.Shutdown()
 		n.embedded.WaitForShutdown()
 	}
+}
+
+// Ready says whether the bus is there now: nil, or why not.
+func (n *NATS) Ready() error {
+	if s := n.conn.Status(); s != nats.CONNECTED {
+		where := "embedded in this process"
+		if n.embedded == nil {
+			where = strings.Join(n.conn.Servers(), ", ")
+		}
+		if err := n.conn.LastError(); err != nil {
+			return fmt.Errorf("not connected to NATS %s: %s: %w", where, strings.ToLower(s.String()), err)
+		}
+		return fmt.Errorf("not connected to NATS %s: %s", where, strings.ToLower(s.String()))
+	}
+	return nil
 }
 
 // bucket opens or makes a bucket.

@@ -2,19 +2,24 @@
 package e2e_test
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"wicgate/internal/admin"
 	"wicgate/internal/listen"
 	"wicgate/internal/turnclient"
 	"wicgate/test/lab"
@@ -164,7 +169,50 @@ func TestScripts(t *testing.T) {
 			e.Setenv("PATH", filepath.Dir(bin)+string(os.PathListSeparator)+os.Getenv("PATH"))
 			return nil
 		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"freeport": freeport, "ready": ready, "get": get, "signal": interrupt},
 	})
+}
+
+// freeport NAME sets a variable to a TCP port of loopback that was free a moment ago.
+func freeport(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Check(l.Close())
+	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// ready DATA waits until the wicgate of a data folder is ready.
+func ready(ts *testscript.TestScript, _ bool, args []string) {
+	c := admin.Client{Dir: ts.MkAbs(args[0])}
+	var err error
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		var b []byte
+		if err = c.Do(context.Background(), "GET", "/readyz", nil, &b); err == nil {
+			return
+		}
+	}
+	ts.Fatalf("not ready: %v", err)
+}
+
+// get URL STATUS asks, and leaves the answer in stdout.
+func get(ts *testscript.TestScript, _ bool, args []string) {
+	client := &http.Client{Timeout: 10 * time.Second}
+	res, err := client.Get(args[0])
+	ts.Check(err)
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	ts.Check(err)
+	fmt.Fprintf(ts.Stdout(), "%s", b)
+	if strconv.Itoa(res.StatusCode) != args[1] {
+		ts.Fatalf("%s: %s, want %s: %s", args[0], res.Status, args[1], b)
+	}
+}
+
+// interrupt NAME INT does to a command in the background what Ctrl-C does.
+func interrupt(ts *testscript.TestScript, _ bool, args []string) {
+	for _, c := range ts.BackgroundCmds() {
+		ts.Check(c.Process.Signal(os.Interrupt))
+	}
 }
 
 // TestRolesApart: each role alone starts, says so, and ends.

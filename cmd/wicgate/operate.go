@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"wicgate/internal/admin"
+	"wicgate/internal/life"
+	"wicgate/internal/obs"
+	"wicgate/turn"
+	"wicgate/waf"
+)
+
+// operator is what the operator's door leads to. Its fields are filled as the roles are made.
+type operator struct {
+	health  admin.Health
+	metrics *obs.Metrics
+
+	turn *turn.Server // nil: does not run here
+	waf  *waf.Server  // same
+}
+
+// openDoor makes the admin socket. It starts first and ends last, so that a drain can be watched.
+func (h *house) openDoor() error {
+	version, revision := build()
+	h.metrics = obs.New(version, revision)
+	a, err := admin.New(admin.Config{
+		Dir: h.data, Log: h.log, Health: &h.health, Metrics: h.metrics.Handler(),
+		Stats: func() map[string]any {
+			all := map[string]any{}
+			for role, stats := range h.stats {
+				all[role] = stats()
+			}
+			return all
+		},
+		TURN:    h.sessions,
+		Revoker: func() admin.Revoker { return h },
+	})
+	if err != nil {
+		return err
+	}
+	h.parts = append(h.parts, life.Part{Name: "admin", Serve: a.Serve})
+	return nil
+}
+
+// observe makes what watches the roles, once all are made: metrics, health, and the page for both where
+// admin.listen asks for it.
+func (h *house) observe() error {
+	for role, stats := range h.stats {
+		if err := h.metrics.Role(role, stats); err != nil {
+			return err
+		}
+	}
+	h.watch()
+	type gauge struct {
+		name, help string
+		value      func() float64
+	}
+	gauges := []gauge{{"wicgate_ready", "1 while new users should be sent here, as /readyz says.", func() float64 {
+		if h.health.Ready(context.Background()).Ready {
+			return 1
+		}
+		return 0
+	}}}
+	if h.cert != nil {
+		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, in seconds since 1970.", func() float64 {
+			leaf, err := h.leaf()
+			if err != nil {
+				return 0
+			}
+			return float64(leaf.NotAfter.Unix())
+		}})
+	}
+	if h.has("turn") {
+		n := float64(h.file.TURN.Relay.Ports.Count())
+		gauges = append(gauges, gauge{"wicgate_turn_relay_ports", "Relay ports, the most allocations that there can be.", func() float64 { return n }})
+	}
+	for _, g := range gauges {
+		if err := h.metrics.Gauge(g.name, g.help, g.value); err != nil {
+			return err
+		}
+	}
+	if on := h.file.Admin.Listen; on.IsValid() {
+		o, err := admin.NewObserver("admin.listen", on.AddrPort, &h.health, h.metrics.Handler(), h.log)
+		if err != nil {
+			return err
+		}
+		// After the socket, before every role: it too answers until the roles have drained.
+		h.parts = append([]life.Part{h.parts[0], {Name: "observer", Serve: o.Serve}}, h.parts[1:]...)
+	}
+	h.parts = append(h.parts, life.Part{Name: "health", Serve: h.health.Serve})
+	return nil
+}
+
+// leaf is the certificate that browsers are shown.
+func (h *house) leaf() (*x509.Certificate, error) {
+	c, err := h.cert(&tls.ClientHelloInfo{})
+	if err != nil {
+		return nil, err
+	}
+	if c.Leaf != nil {
+		return c.Leaf, nil
+	}
+	return x509.ParseCertificate(c.Certificate[0])
+}
+
+// watch tells health what the roles depend on. What makes every node unready at once, and the users no
+// better off, is told as degraded.
+func (h *house) watch() {
+	if h.bus != nil {
+		h.health.Watch("bus", func(context.Context) error {
+			if err := h.bus.Ready(); err != nil && !h.has("waf") && !h.has("epcscf") && !h.has("imsagw") {
+				return admin.Degraded(err) // turn needs it for news alone, and media go on
+			}
+			return h.bus.Ready()
+		})
+	}
+	if f := h.news.follower; f != nil {
+		h.health.Watch("news", func(context.Context) error {
+			if err := f.Ready(); h.file.TURN.Blind == "closed" {
+				return err
+			} else {
+				return admin.Degraded(err)
+			}
+		})
+	}
+	if h.rings != nil {
+		h.health.Watch("keys", func(context.Context) error { return admin.Degraded(h.rings.Err()) })
+	}
+	if h.cert != nil {
+		h.health.Watch("certificate", func(context.Context) error {
+			leaf, err := h.leaf()
+			if err == nil && time.Now().After(leaf.NotAfter) {
+				err = fmt.Errorf("expired on %s; renew it", leaf.NotAfter.UTC().Format(time.DateTime))
+			}
+			return admin.Degraded(err)
+		})
+	}
+	if h.has("epcscf") {
+		core := h.file.EPCSCF.Core.String()
+		h.health.Watch("core", func(ctx context.Context) error {
+			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", core)
+			if err != nil {
+				return fmt.Errorf("no connection with the core: %w; nobody can register or call", err)
+			}
+			return c.Close()
+		})
+	}
+	if h.has("wwsf") && !h.has("waf") {
+		url := string(h.file.HTTPS.URL) + "/.well-known/oauth-authorization-server"
+		h.health.Watch("waf", func(ctx context.Context) error {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+			if err != nil {
+				return err
+			}
+			res, err := h.client.Do(req)
+			if err != nil {
+				return fmt.Errorf("the WAF is not reached: %w; nobody can log in", err)
+			}
+			res.Body.Close()
+			if res.StatusCode != http.StatusOK {
+				return fmt.Errorf("the WAF answers %s to GET %s; nobody can log in", res.Status, url)
+			}
+			return nil
+		})
+	}
+}
+
+// revocationLife is how long a revocation is remembered where the WAF, which knows better, does not
+// run: longer than any credential and its grace.
+const revocationLife = 3 * 24 * time.Hour
+
+// Revoke implements [admin.Revoker].
+func (h *house) Revoke(ctx context.Context, kind, name string) (done admin.Revoked, err error) {
+	if kind != admin.KindPseudonym {
+		done, err = h.revokeUser(ctx, name)
+		if err == nil || kind == admin.KindUser || !errors.Is(err, admin.ErrNotFound) {
+			return done, err
+		}
+	}
+	done = admin.Revoked{Allocations: h.allocations(name)}
+	found := done.Allocations > 0
+	switch {
+	case h.operator.waf != nil:
+		var alive bool
+		if alive, err = h.operator.waf.RevokeSession(ctx, name, waf.ReasonRevoked); alive {
+			done.LogIns, found = 1, true
+		}
+	case h.news.issuer != nil:
+		// Whether there is such a session only the WAF can tell; its end is noted all the same.
+		err = h.news.issuer.Revoke(ctx, name, waf.ReasonRevoked, time.Now().Add(revocationLife))
+		found = true
+	}
+	if t := h.operator.turn; t != nil {
+		t.Revoke(name) // at once: the news of it may take a moment, or be lost
+	}
+	if err == nil && !found {
+		err = fmt.Errorf("%q is the pseudonym of no log-in here, and no user's name: %w", name, admin.ErrNotFound)
+	}
+	return done, err
+}
+
+// revokeUser ends what a user or guest holds.
+func (h *house) revokeUser(ctx context.Context, name string) (done admin.Revoked, err error) {
+	w := h.operator.waf
+	if w == nil {
+		return done, fmt.Errorf("user %q: the WAF, which knows users, does not run in this process: %w", name, admin.ErrNotFound)
+	}
+	if list, err := w.Sessions(ctx); err == nil { // for the count alone
+		for _, s := range list {
+			if s.User == name {
+				done.Allocations += h.allocations(s.Pseudonym)
+			}
+		}
+	}
+	done.LogIns, err = w.RevokeUser(ctx, name, waf.ReasonRevoked)
+	if errors.Is(err, waf.ErrNoUser) {
+		err = fmt.Errorf("user %q: %w", name, admin.ErrNotFound)
+	}
+	return done, err
+}
+
+// allocations is how many a pseudonym has here.
+func (h *house) allocations(pseudonym string) int {
+	if h.operator.turn == nil || pseudonym == "" {
+		return 0
+	}
+	return len(h.operator.turn.Sessions(pseudonym))
+}
+
+// sessions is the TURN server as the operator's door sees it, nil where none runs.
+func (h *house) sessions() admin.TURN {
+	if h.operator.turn == nil {
+		return nil
+	}
+	return turnSessions{h.operator.turn}
+}
+
+type turnSessions struct{ s *turn.Server }
+
+// Sessions implements [admin.TURN].
+func (t turnSessions) Sessions() (out []admin.Session) {
+	for _, a := range t.s.Sessions("") {
+		x := admin.Session{
+			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: a.Relayed.String(),
+			Since: a.Since, Expires: a.Expires, Credential: a.Credential, CredentialEnds: a.CredentialEnds, Permissions: []string{}, Channels: []string{},
+			ToPeerPackets: a.ToPeerPackets, ToPeerBytes: a.ToPeerBytes, ToClientPackets: a.ToClientPackets, ToClientBytes: a.ToClientBytes,
+		}
+		for _, p := range a.Permissions {
+			x.Permissions = append(x.Permissions, p.String())
+		}
+		for _, c := range a.Channels {
+			x.Channels = append(x.Channels, c.String())
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// Kill implements [admin.TURN].
+func (t turnSessions) Kill(id string) bool {
+	n, err := strconv.ParseUint(id, 10, 64)
+	return err == nil && t.s.Kill(n)
+}

@@ -1,0 +1,207 @@
+package admin
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// failure is an error as the API writes it.
+type failure struct {
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+type failureForm struct {
+	Error failure `json:"error"`
+}
+
+func answer(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(v) //nolint:errcheck // the client has gone
+}
+
+func refuse(w http.ResponseWriter, code int, message, hint string) {
+	answer(w, code, failureForm{failure{message, hint}})
+}
+
+// SessionList is the answer of GET /v1/turn/sessions.
+type SessionList struct {
+	Sessions []Session `json:"sessions"` // oldest first
+	Left     int       `json:"left"`     // how many more there are than one answer holds
+}
+
+// api has the routes of the socket.
+type api struct{ cfg Config }
+
+func newAPI(cfg Config) http.Handler {
+	a := &api{cfg}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/stats", a.stats)
+	mux.HandleFunc("GET /v1/turn/sessions", a.sessions)
+	mux.HandleFunc("GET /v1/turn/sessions/{id}", a.session)
+	mux.HandleFunc("DELETE /v1/turn/sessions/{id}", a.kill)
+	mux.HandleFunc("POST /v1/revoke", a.revoke)
+	observe(mux, cfg.Health, cfg.Metrics)
+	return mux
+}
+
+// observe adds what an observer may see.
+func observe(mux *http.ServeMux, health *Health, metrics http.Handler) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "alive\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		report := health.Ready(r.Context())
+		code := http.StatusOK
+		if !report.Ready {
+			code = http.StatusServiceUnavailable
+		}
+		if strings.Contains(r.Header.Get("Accept"), "application/json") {
+			answer(w, code, report)
+			return
+		}
+		text(w, code, report.String())
+	})
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, http.StatusNotFound, fmt.Sprintf("nothing is here for %s %.100s", r.Method, r.URL.Path), "is this wicgate of another version than the command?")
+	})
+}
+
+func text(w http.ResponseWriter, code int, s string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	w.Write([]byte(s)) //nolint:errcheck // the client has gone
+}
+
+func (a *api) stats(w http.ResponseWriter, _ *http.Request) {
+	all := map[string]any{}
+	if a.cfg.Stats != nil {
+		all = a.cfg.Stats()
+	}
+	answer(w, http.StatusOK, all)
+}
+
+// turn is the TURN server here, nil after an answer that there is none.
+func (a *api) turn(w http.ResponseWriter) TURN {
+	if a.cfg.TURN != nil {
+		if t := a.cfg.TURN(); t != nil {
+			return t
+		}
+	}
+	refuse(w, http.StatusNotFound, "no TURN server runs in this process", "name the data folder of the process that runs the role turn, with --data")
+	return nil
+}
+
+func (a *api) sessions(w http.ResponseWriter, r *http.Request) {
+	t := a.turn(w)
+	if t == nil {
+		return
+	}
+	list := t.Sessions()
+	if p := r.URL.Query().Get("pseudonym"); p != "" {
+		list = slices.DeleteFunc(list, func(s Session) bool { return s.Pseudonym != p })
+	}
+	slices.SortFunc(list, func(x, y Session) int {
+		if c := x.Since.Compare(y.Since); c != 0 {
+			return c
+		}
+		return strings.Compare(x.ID, y.ID)
+	})
+	out := SessionList{Sessions: list[:min(len(list), maxSessions)]}
+	out.Left = len(list) - len(out.Sessions)
+	if out.Sessions == nil {
+		out.Sessions = []Session{}
+	}
+	answer(w, http.StatusOK, out)
+}
+
+func noSession(w http.ResponseWriter, id string) {
+	refuse(w, http.StatusNotFound, fmt.Sprintf("no TURN session %.64q", id), "it may have ended; \"wicgate turn sessions\" lists those that live")
+}
+
+func (a *api) session(w http.ResponseWriter, r *http.Request) {
+	t := a.turn(w)
+	if t == nil {
+		return
+	}
+	id := r.PathValue("id")
+	for _, s := range t.Sessions() {
+		if s.ID == id {
+			answer(w, http.StatusOK, s)
+			return
+		}
+	}
+	noSession(w, id)
+}
+
+func (a *api) kill(w http.ResponseWriter, r *http.Request) {
+	t := a.turn(w)
+	if t == nil {
+		return
+	}
+	id := r.PathValue("id")
+	if !t.Kill(id) {
+		noSession(w, id)
+		return
+	}
+	answer(w, http.StatusOK, struct {
+		Killed string `json:"killed"`
+	}{id})
+}
+
+func (a *api) revoke(w http.ResponseWriter, r *http.Request) {
+	var q struct {
+		Name      string `json:"name"`
+		User      string `json:"user"`
+		Pseudonym string `json:"pseudonym"`
+	}
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	var tooLarge *http.MaxBytesError
+	if err := dec.Decode(&q); errors.As(err, &tooLarge) {
+		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit), "")
+		return
+	} else if err != nil {
+		refuse(w, http.StatusBadRequest, "the body is no JSON of the form {\"name\": \"…\"}", "")
+		return
+	}
+	kind, name, given := KindAny, q.Name, 0
+	for k, v := range map[string]string{KindAny: q.Name, KindUser: q.User, KindPseudonym: q.Pseudonym} {
+		if v != "" {
+			kind, name = k, v
+			given++
+		}
+	}
+	if given != 1 || len(name) > 128 {
+		refuse(w, http.StatusBadRequest, "want one of name, user and pseudonym, of at most 128 bytes", "")
+		return
+	}
+	var rev Revoker
+	if a.cfg.Revoker != nil {
+		rev = a.cfg.Revoker()
+	}
+	if rev == nil {
+		refuse(w, http.StatusNotFound, "nothing that runs in this process can revoke", "name the data folder of the process that runs waf, epcscf or turn, with --data")
+		return
+	}
+	done, err := rev.Revoke(r.Context(), kind, name)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		refuse(w, http.StatusNotFound, err.Error(), "\"wicgate turn sessions\" shows the pseudonyms that hold TURN sessions here")
+	case err != nil:
+		a.cfg.Log.Error("admin: revocation failed", "kind", kind, "name", name, "error", err)
+		refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("revoke %q: %v", name, err), "what was reached has ended; run it again until it succeeds")
+	default:
+		a.cfg.Log.Info("admin: revoked", "kind", kind, "name", name, "log_ins", done.LogIns, "allocations", done.Allocations)
+		answer(w, http.StatusOK, done)
+	}
+}

@@ -1,0 +1,359 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"wicgate/internal/peerpolicy"
+)
+
+// Severity of a [Finding].
+type Severity string
+
+// An Error is refused by run and by check. A Warning is told.
+const (
+	Error   Severity = "error"
+	Warning Severity = "warning"
+)
+
+// Finding is something about the configuration that should be otherwise.
+type Finding struct {
+	Severity Severity `json:"severity"`
+	File     string   `json:"file,omitempty"`
+	Line     int      `json:"line,omitempty"` // 0: the default, or not about one key
+	Key      string   `json:"key,omitempty"`
+	Reason   string   `json:"reason"`
+	Hint     string   `json:"hint,omitempty"` // what to do next
+}
+
+// String is file:line: key: reason, and the hint in a line of its own.
+func (f Finding) String() string {
+	var b strings.Builder
+	if f.File != "" && f.Line > 0 {
+		fmt.Fprintf(&b, "%s:%d: ", f.File, f.Line)
+	}
+	if f.Key != "" {
+		b.WriteString(f.Key + ": ")
+	}
+	b.WriteString(f.Reason)
+	if f.Hint != "" {
+		b.WriteString("\n  hint: " + f.Hint)
+	}
+	return b.String()
+}
+
+// Find makes a finding about a key of the file.
+func (f *File) Find(s Severity, key, reason, hint string) Finding {
+	line := f.Line(key)
+	name := f.source.name
+	if line == 0 {
+		name = ""
+	}
+	return Finding{s, name, line, key, reason, hint}
+}
+
+// review collects findings.
+type review struct {
+	*File
+	roles []string
+	found []Finding
+}
+
+func (r *review) has(role string) bool { return slices.Contains(r.roles, role) }
+
+func (r *review) error(key, hint, format string, args ...any) {
+	r.found = append(r.found, r.Find(Error, key, fmt.Sprintf(format, args...), hint))
+}
+
+func (r *review) warn(key, hint, format string, args ...any) {
+	r.found = append(r.found, r.Find(Warning, key, fmt.Sprintf(format, args...), hint))
+}
+
+// Review looks for what is dangerous or contradicts itself when the given roles run with the file. It
+// looks at the file alone, never at the machine.
+func (f *File) Review(roles []string) []Finding {
+	r := &review{File: f, roles: roles}
+	if r.has("turn") {
+		r.peers()
+		r.turn()
+	}
+	r.told()
+	r.ports()
+	r.lives()
+	if r.has("epcscf") {
+		r.core()
+	}
+	if r.has("imsagw") {
+		r.gateway()
+	}
+	r.bus()
+	r.admin()
+	return r.found
+}
+
+// public says whether an address belongs to the Internet at large.
+func public(a netip.Addr) bool { return a.IsValid() && peerpolicy.General().AllowAddr(a) == nil }
+
+// local says whether nobody but this machine can come by an address.
+func local(a netip.Addr) bool { return a.IsLoopback() }
+
+// touches says whether two prefixes have an address in common.
+func touches(p netip.Prefix, others ...string) bool {
+	for _, o := range others {
+		if q := netip.MustParsePrefix(o); p.Overlaps(q) {
+			return true
+		}
+	}
+	return false
+}
+
+// allLocal says whether the TURN server is for this machine alone.
+func (t TURN) allLocal() bool {
+	for _, l := range slices.Concat(t.Listen, t.ListenTCP) {
+		if !local(l.Addr()) {
+			return false
+		}
+	}
+	return true
+}
+
+// peers looks at what clients may reach by the relay. A relay into private networks is how TURN servers
+// are abused (DESIGN, Not negotiable; RFC 8656 §21.4).
+func (r *review) peers() {
+	if r.TURN.allLocal() {
+		return // a try on one machine
+	}
+	for i, o := range r.TURN.Open {
+		key, p := fmt.Sprintf("turn.open[%d]", i), o.Prefix.Masked()
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		wide := p.Addr().Is4() && p.Bits() < 24 || p.Addr().Is6() && p.Bits() < 64
+		switch {
+		case p.Bits() == 0:
+			r.error(key, "name the networks that clients need; for all public addresses use turn.profile: general", "%v opens every address to every client, private and loopback ones too", p)
+		case touches(p, "127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128"):
+			r.error(key, "give the service an address of its own", "%v lets clients reach services on this machine's loopback", p)
+		case touches(p, "169.254.0.0/16", "fe80::/10"):
+			r.error(key, "leave it out; cloud metadata services, with their credentials, are there", "%v lets clients reach link-local addresses", p)
+		case touches(p, "224.0.0.0/4", "ff00::/8", "255.255.255.255/32"):
+			r.error(key, "leave it out; a relay sends to single hosts", "%v is multicast or broadcast", p)
+		case !touches(p, "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"):
+		case r.TURN.Profile == "general" && (wide || o.Ports.First < 1024):
+			r.error(key, "name the hosts that clients need, at most a /24 (IPv6: /64), and ports from 1024 up", "%v %v opens a private network to every client, with a relay that is open to the world", p, o.Ports)
+		case wide || o.Ports.First < 1024:
+			r.warn(key, "name the hosts and ports that clients need", "%v %v is a wide door into a private network", p, o.Ports)
+		case r.TURN.Profile == "general":
+			r.warn(key, "leave it out unless those hosts expect strangers", "every client reaches the private addresses %v on ports %v", p, o.Ports)
+		}
+	}
+	if r.TURN.Profile == "ims" && !r.has("imsagw") && local(r.IMSAGW.Access.Public()) && len(r.TURN.Open) == 0 {
+		r.warn("turn.profile", "set imsagw.access to that of the gateway, or name its media range in turn.open, or set turn.profile: general",
+			"clients may reach the gateway's media range alone, which by imsagw.access is on this machine's loopback (%v)", r.IMSAGW.Access.Public())
+	}
+}
+
+// turn looks at the TURN server's other settings.
+func (r *review) turn() {
+	c := r.TURN
+	if n := c.Relay.Ports.Count(); c.Quota > n {
+		r.error("turn.quota", "lower it, or widen turn.relay.ports", "one pseudonym may have %d allocations, and turn.relay.ports %v hold %d in all", c.Quota, c.Relay.Ports, n)
+	}
+	for i, l := range c.Listen {
+		if l.Addr().IsUnspecified() {
+			r.warn(fmt.Sprintf("turn.listen[%d]", i), "name the address that clients use", "%v: on a machine with several addresses, answers may leave from another than was asked", l)
+		}
+	}
+	if c.Credentials == "strict" && r.Line("turn.grace_max") != 0 {
+		r.warn("turn.grace_max", "take it out, or choose turn.credentials: call-grace", "has no effect with turn.credentials: strict")
+	}
+	if c.Credentials == "strict" {
+		r.warn("turn.credentials", "choose session, or a longer waf.turn_token_life", "strict cuts each call at the end of its token, at most %s after it began: browsers cannot renew a live allocation", duration(time.Duration(r.WAF.TURNTokenLife)))
+	}
+	if c.allLocal() {
+		return
+	}
+	if a := c.Relay.Public(); local(a) {
+		r.error("turn.relay.bind", "name an address that gateway and peers can reach", "clients elsewhere are given relayed addresses on %v, this machine's loopback", a)
+	}
+	if len(c.ListenTCP) == 0 {
+		r.warn("turn.listen_tcp", "add an address, best with port 443, and its turns: entry in turn.urls", "is empty: browsers behind firewalls that drop UDP have no way in")
+	}
+}
+
+// told looks at what browsers are told.
+func (r *review) told() {
+	c, portal := r.HTTPS, r.has("wwsf") || r.has("waf") || r.has("epcscf")
+	if portal && !local(c.Listen.Addr()) {
+		if a, err := netip.ParseAddr(c.URL.Host()); c.URL.Host() == "localhost" || err == nil && local(a) {
+			r.warn("https.url", "set it to the name by which browsers reach https.listen", "%s is what browsers are told, and it means their own machine", c.URL)
+		}
+	}
+	if u, err := url.Parse(string(c.URL)); portal && err == nil {
+		port := u.Port()
+		if port == "" {
+			port = "443"
+		}
+		if port != strconv.Itoa(int(c.Listen.Port())) && c.Listen.Port() != 0 {
+			r.warn("https.url", "change one of the two, unless something forwards the port", "browsers are sent to port %s, https.listen is on port %d", port, c.Listen.Port())
+		}
+	}
+	if !r.has("turn") && !r.has("waf") {
+		return
+	}
+	for i, s := range r.TURN.URLs {
+		key := fmt.Sprintf("turn.urls[%d]", i)
+		u, ok := parseTURN(s)
+		if !ok {
+			continue
+		}
+		if a, err := netip.ParseAddr(u.host); (u.host == "localhost" || err == nil && local(a)) && !(local(c.Listen.Addr()) && r.TURN.allLocal()) {
+			r.warn(key, "name the address or host by which browsers reach this server", "%q is what browsers are told, and it means their own machine", s)
+		}
+		if u.port < 1024 && u.port != 80 && u.port != 443 {
+			r.warn(key, "use 80, 443 or a port from 1024 up", "Chromium does not connect to TURN servers on port %d", u.port)
+		}
+		if on := r.TURN.Listen; r.has("turn") {
+			if u.transport == "tcp" {
+				on = r.TURN.ListenTCP
+			}
+			if !slices.ContainsFunc(on, func(a AddrPort) bool { return a.Port() == u.port || a.Port() == 0 }) {
+				r.warn(key, "change one of the two, unless something forwards the port", "%q: no listener has port %d with that transport", s, u.port)
+			}
+		}
+	}
+}
+
+// ports looks for ranges of ports that get into each other's way on this machine.
+func (r *review) ports() {
+	type use struct {
+		key   string
+		addr  netip.Addr
+		ports Ports
+	}
+	var ranges, single []use
+	if r.has("turn") {
+		ranges = append(ranges, use{"turn.relay.ports", r.TURN.Relay.Bind.Addr, r.TURN.Relay.Ports})
+		for i, l := range r.TURN.Listen {
+			single = append(single, use{fmt.Sprintf("turn.listen[%d]", i), l.Addr(), Ports{l.Port(), l.Port()}})
+		}
+	}
+	if r.has("imsagw") {
+		ranges = append(ranges, use{"imsagw.access.ports", r.IMSAGW.Access.Bind.Addr, r.IMSAGW.Access.Ports}, use{"imsagw.core.ports", r.IMSAGW.Core.Bind.Addr, r.IMSAGW.Core.Ports})
+	}
+	same := func(a, b use) bool {
+		return (a.addr == b.addr || a.addr.IsUnspecified() || b.addr.IsUnspecified()) && a.ports.First <= b.ports.Last && b.ports.First <= a.ports.Last
+	}
+	for i, a := range ranges {
+		for _, b := range ranges[i+1:] {
+			if same(a, b) {
+				r.error(b.key, "give each a range of its own", "%v overlap with %s %v on the same address: each would take the other's ports", b.ports, a.key, a.ports)
+			}
+		}
+		for _, b := range single {
+			if b.ports.First != 0 && same(a, b) {
+				r.warn(b.key, "choose a port outside that range", "port %d lies in %s %v on the same address", b.ports.First, a.key, a.ports)
+			}
+		}
+	}
+	if !r.has("waf") && !r.has("wwsf") && !r.has("epcscf") {
+		return
+	}
+	for _, tcp := range []struct {
+		role, key string
+		addr      AddrPort
+	}{{"epcscf", "epcscf.listen", r.EPCSCF.Listen}, {"democore", "democore.listen", r.DemoCore.Listen}, {"", "admin.listen", r.Admin.Listen}} {
+		if (tcp.role == "" || r.has(tcp.role)) && tcp.addr.IsValid() && tcp.addr == r.HTTPS.Listen && tcp.addr.Port() != 0 {
+			r.error(tcp.key, "choose another port", "%v is https.listen already", tcp.addr)
+		}
+	}
+}
+
+// lives looks at how long things live.
+func (r *review) lives() {
+	short := func(key string, d Duration) {
+		if d < Duration(3*time.Minute) {
+			r.warn(key, "set 3m or more; 1h is the default", "%s is for tests: pages in the background, whose timers browsers slow down, lose their registration", duration(time.Duration(d)))
+		}
+	}
+	if r.has("waf") {
+		short("waf.sip_token_life", r.WAF.SIPTokenLife)
+		short("waf.turn_token_life", r.WAF.TURNTokenLife)
+	}
+	if r.has("turn") && r.TURN.Credentials != "strict" && r.TURN.GraceMax < r.WAF.TURNTokenLife {
+		r.warn("turn.grace_max", "set it to the longest call that should outlive its token", "%s after its token's end a call is cut when the issuer is silent, sooner than a token's life (waf.turn_token_life %s)",
+			duration(time.Duration(r.TURN.GraceMax)), duration(time.Duration(r.WAF.TURNTokenLife)))
+	}
+}
+
+// core looks at the side towards the IMS core.
+func (r *review) core() {
+	c := r.EPCSCF
+	tunnel := "carry SIP to the core in a tunnel (IPsec, WireGuard), and name the tunnel's addresses"
+	if public(c.Core.Addr()) {
+		r.error("epcscf.core", tunnel, "%v is a public address, and SIP to it is plain TCP: identities and trusted assertions in clear text", c.Core)
+	}
+	if public(c.Listen.Addr()) {
+		r.error("epcscf.listen", tunnel, "%v is a public address, and SIP on it is plain TCP", c.Listen)
+	}
+	listed := false
+	for i, p := range c.CorePeers {
+		listed = listed || p.Contains(c.Core.Addr())
+		key := fmt.Sprintf("epcscf.core_peers[%d]", i)
+		switch {
+		case p.Bits() == 0:
+			r.error(key, "name the core's addresses", "%v: anybody may send requests as the core", p)
+		case p.Addr().Is4() && p.Bits() < 16 || p.Addr().Is6() && p.Bits() < 48:
+			r.warn(key, "name the core's addresses", "%v is a wide range of machines that may send requests as the core", p)
+		}
+	}
+	if c.CoreTrusted && !listed {
+		r.error("epcscf.core_trusted", "add the next hop to epcscf.core_peers, or correct epcscf.core", "the next hop %v is trusted with identities, and is none of epcscf.core_peers", c.Core.Addr())
+	}
+	if !c.CoreTrusted {
+		r.warn("epcscf.core_trusted", "set it to true once the core knows this edge as a trusted node (TS 33.203 Annex U)", "is false: nobody can register")
+	}
+	if c.Listen.Addr().IsUnspecified() {
+		r.warn("epcscf.listen", "name the address that the core uses", "%v: the core is told in Via and Path where to answer, and that is no address", c.Listen)
+	}
+	if r.has("democore") && r.has("wwsf") && !local(r.HTTPS.Listen.Addr()) {
+		r.warn("democore.listen", "run the roles but democore, and set epcscf.core to the operator's core", "the stand-in for a core serves a portal that others can reach (https.listen %v)", r.HTTPS.Listen)
+	}
+}
+
+// gateway looks at the media gateway.
+func (r *review) gateway() {
+	if a := r.IMSAGW.Core.Public(); public(a) {
+		r.warn("imsagw.core.bind", "use an address of the network that the core's media run in", "%v is a public address, and media to the core are plain RTP", a)
+	}
+	if r.has("turn") && !r.TURN.allLocal() && local(r.IMSAGW.Access.Public()) && !local(r.TURN.Relay.Bind.Addr) {
+		r.error("imsagw.access.bind", "name an address that the relay can reach", "the gateway's media are on loopback (%v) and relayed addresses are on %v: no packet gets from one to the other", r.IMSAGW.Access.Public(), r.TURN.Relay.Bind)
+	}
+}
+
+func (r *review) bus() {
+	u, err := url.Parse(r.Bus.URL)
+	if r.Bus.URL == "" || err != nil || u.Scheme == "tls" || u.Scheme == "wss" {
+		if r.Bus.URL == "" && !(r.has("epcscf") == r.has("imsagw")) {
+			r.warn("bus.url", "set it to the cluster that both use, or run both in one process", "is empty, so the bus is inside this process; of edge and gateway only one runs here, and they cannot hear each other")
+		}
+		return
+	}
+	if a, err := netip.ParseAddr(u.Hostname()); err == nil && public(a) {
+		r.error("bus.url", "use tls://, or a private address", "%s is plain NATS across a public address: revocations and media keys in clear text", u.Redacted())
+	}
+	if r.Bus.NKey == "" && u.User == nil {
+		r.warn("bus.nkey", "give each node an nkey of its own", "is empty: whoever reaches the bus can act as any node")
+	}
+}
+
+func (r *review) admin() {
+	if a := r.Admin.Listen; a.IsValid() && public(a.Addr()) {
+		r.warn("admin.listen", "use a private address, or let only the monitoring through", "%v is a public address: whoever asks sees the counters", a)
+	}
+}
