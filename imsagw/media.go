@@ -2,8 +2,10 @@ package imsagw
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
@@ -11,8 +13,9 @@ import (
 )
 
 const (
-	// replayWindow is how many packets an SRTP packet may be late, RFC 3711 §3.3.2 (at least 64).
-	replayWindow = 128
+	// replayWindow is how many packets an SRTP packet may be late, RFC 3711 §3.3.2 (at least 64). Video at 10 Mbit/s is
+	// some 1000 packets a second, and paths of mobile networks reorder over more than a tenth of that.
+	replayWindow = 1024
 	// maxSSRC bounds the sources of one stream and direction. Each costs state for the call's life.
 	maxSSRC               = 64
 	rtpHeader, rtcpHeader = 12, 8
@@ -25,6 +28,7 @@ type keys struct {
 	// rtcp has the same master key as rtp: SRTP and SRTCP keys are derived from it apart
 	// (RFC 3711 §4.3.2), and each reader uses only one of the two.
 	rtcp outboundRTCP
+	ask  asking
 }
 
 type inbound struct {
@@ -61,10 +65,15 @@ func newKeys(profile srtp.ProtectionProfile, k srtp.SessionKeys) (*keys, error) 
 	if err != nil {
 		return nil, err
 	}
+	ask, err := srtp.CreateContext(k.LocalMasterKey, k.LocalMasterSalt, profile)
+	if err != nil {
+		return nil, err
+	}
 	return &keys{
 		in:   inbound{ctx: in, rtp: sources{}, rtcp: sources{}},
 		rtp:  outbound{ctx: out, sent: sequences{}},
 		rtcp: outboundRTCP{ctx: outRTCP, sources: sources{}},
+		ask:  asking{ctx: ask, ssrc: rand.Uint32()},
 	}, nil
 }
 
@@ -89,11 +98,12 @@ func (s sources) add(ssrc uint32) {
 type sequences map[uint32]*sequence
 
 type sequence struct {
-	top  uint64    // highest index sent: rollover counter and sequence number
-	seen [2]uint64 // of the 128 indices from top down; bit 0 of seen[0] is top
+	top  uint64     // highest index sent: rollover counter and sequence number
+	seen [16]uint64 // a bit for each of the newest 1024 indices, at index mod 1024
 }
 
-const sequenceWindow = 128
+// sequenceWindow is how far back seen can tell; a word is cleared whole when the top comes to it.
+const sequenceWindow = 1024 - 64
 
 // admit says whether a packet may be sent; if not, why.
 func (s sequences) admit(ssrc uint32, seq uint16) (cause, bool) {
@@ -102,29 +112,30 @@ func (s sequences) admit(ssrc uint32, seq uint16) (cause, bool) {
 		if len(s) >= maxSSRC {
 			return dropSSRC, false
 		}
-		s[ssrc] = &sequence{top: uint64(seq), seen: [2]uint64{1, 0}}
+		q = &sequence{top: uint64(seq)}
+		q.mark(q.top)
+		s[ssrc] = q
 		return 0, true
 	}
 	// The nearest index with this sequence number, RFC 3711 §3.3.1.
 	if ahead := int(int16(seq - uint16(q.top))); ahead > 0 {
-		q.top += uint64(ahead)
-		switch {
-		case ahead >= 128:
-			q.seen = [2]uint64{}
-		case ahead >= 64:
-			q.seen = [2]uint64{0, q.seen[0] << (ahead - 64)}
-		default:
-			q.seen = [2]uint64{q.seen[0] << ahead, q.seen[1]<<ahead | q.seen[0]>>(64-ahead)}
+		next := q.top + uint64(ahead)
+		for w := q.top/64 + 1; w <= next/64 && w <= q.top/64+uint64(len(q.seen)); w++ {
+			q.seen[w%uint64(len(q.seen))] = 0
 		}
-		q.seen[0] |= 1
+		q.top = next
+		q.mark(next)
 		return 0, true
-	} else if back := -ahead; back >= sequenceWindow || uint64(back) > q.top || q.seen[back/64]>>(back%64)&1 == 1 {
+	} else if back := -ahead; back >= sequenceWindow || uint64(back) > q.top || q.marked(q.top-uint64(back)) {
 		return dropSequence, false
 	} else {
-		q.seen[back/64] |= 1 << (back % 64)
+		q.mark(q.top - uint64(back))
 		return 0, true
 	}
 }
+
+func (q *sequence) mark(i uint64)        { q.seen[i/64%16] |= 1 << (i % 64) }
+func (q *sequence) marked(i uint64) bool { return q.seen[i/64%16]>>(i%64)&1 == 1 }
 
 // isRTCP tells RTCP from RTP by the second byte, RFC 5761 §4.
 func isRTCP(b []byte) bool { return b[1] >= 192 && b[1] <= 223 }
@@ -186,19 +197,26 @@ func (st *stream) fromSRTP(b []byte, from netip.AddrPort) {
 		return
 	}
 	st.count.accessRx.add(len(out))
-	st.sendCore(conn, out, to)
+	sent := st.sendCore(conn, out, to)
+	if st.media == "video" && conn == st.rtpConn {
+		if ssrc := binary.BigEndian.Uint32(out[8:]); st.fromBrowser.passes(ssrc, sent, time.Now()) {
+			st.askBrowser(c, ssrc)
+		}
+	}
 }
 
-func (st *stream) sendCore(conn *net.UDPConn, b []byte, to netip.AddrPort) {
+// sendCore says whether the packet has left.
+func (st *stream) sendCore(conn *net.UDPConn, b []byte, to netip.AddrPort) bool {
 	if !to.IsValid() {
 		st.count.drop(dropNoRemote)
-		return
+		return false
 	}
 	if _, err := conn.WriteToUDPAddrPort(b, to); err != nil {
 		st.count.drop(dropSend)
-		return
+		return false
 	}
 	st.count.coreTx.add(len(b))
+	return true
 }
 
 // ready finds what a packet of the core needs to go on, or drops it. from must have the address, not the
@@ -237,6 +255,9 @@ func (st *stream) fromCoreRTP(b []byte, from netip.AddrPort) {
 	}
 	c, to, ok := st.ready(signalled, from)
 	if !ok {
+		if st.media == "video" && signalled.IsValid() && signalled.Addr() == from.Addr() {
+			st.fromCore.passes(binary.BigEndian.Uint32(b[8:]), false, time.Now())
+		}
 		return
 	}
 	// Read before it counts as a source: what is no RTP must not use one up.
@@ -247,6 +268,9 @@ func (st *stream) fromCoreRTP(b []byte, from netip.AddrPort) {
 	if why, ok := c.rtp.sent.admit(binary.BigEndian.Uint32(b[8:]), binary.BigEndian.Uint16(b[2:])); !ok {
 		st.count.drop(why)
 		return
+	}
+	if ssrc := binary.BigEndian.Uint32(b[8:]); st.media == "video" && st.fromCore.passes(ssrc, true, time.Now()) {
+		st.askCore(c, ssrc)
 	}
 	n := len(b)
 	out, err := c.rtp.ctx.EncryptRTP(b[:0], b, &c.rtp.header)
@@ -273,7 +297,7 @@ func (st *stream) fromCoreRTCP(b []byte, from netip.AddrPort) {
 		return
 	}
 	ssrc := binary.BigEndian.Uint32(b[4:])
-	if !c.rtcp.sources.room(ssrc) {
+	if !c.rtcp.sources.room(ssrc) || ssrc == c.ask.ssrc { // which has an index of its own
 		st.count.drop(dropSSRC)
 		return
 	}

@@ -69,8 +69,8 @@ func (c *counters) drop(why cause) { c.drops[why].Add(1) }
 
 // happened counts what happens once a session or less.
 type happened struct {
-	connected, abandoned, iceFailed, consentLost, eventsLost, restarts, restartsFailed atomic.Uint64
-	dtls                                                                               [dtlsCauses]atomic.Uint64
+	connected, abandoned, iceFailed, consentLost, eventsLost, restarts, restartsFailed, asked atomic.Uint64
+	dtls                                                                                      [dtlsCauses]atomic.Uint64
 }
 
 // totals of the streams of several sessions.
@@ -119,6 +119,7 @@ type Stats struct {
 	ICEFailed     uint64
 	ConsentLost   uint64
 	EventsLost    uint64
+	Asked         uint64 // new pictures asked for by the gateway itself
 	// Restarts of ICE that began, and those that found no path.
 	Restarts, RestartsFailed uint64
 	AccessRx                 iq.Counter
@@ -143,7 +144,7 @@ func (g *Gateway) Stats() Stats {
 	st := Stats{
 		Sessions: n, SessionsTotal: t.sessions, Connected: g.count.connected.Load(), Abandoned: g.count.abandoned.Load(),
 		ICEFailed: g.count.iceFailed.Load(), ConsentLost: g.count.consentLost.Load(), EventsLost: g.count.eventsLost.Load(),
-		Restarts: g.count.restarts.Load(), RestartsFailed: g.count.restartsFailed.Load(),
+		Asked: g.count.asked.Load(), Restarts: g.count.restarts.Load(), RestartsFailed: g.count.restartsFailed.Load(),
 		AccessRx: t.accessRx, AccessTx: t.accessTx, CoreRx: t.coreRx, CoreTx: t.coreTx,
 		Drops: make(map[string]uint64, causes), DTLSFailures: make(map[string]uint64, dtlsCauses),
 	}

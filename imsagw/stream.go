@@ -71,14 +71,16 @@ type stream struct {
 	profile  atomic.Pointer[string]           // name of the SRTP profile
 	muted    atomic.Bool                      // consent is lost: nothing is sent, either way
 	held     []queued                         // the access reader's own
-	message  stunMessage                      // the access reader's own
-	pair     chan struct{}                    // holds one when selected is new; never closed
-	wake     chan struct{}                    // holds one when DTLS may begin; never closed
-	count    counters
-	ctx      context.Context
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup // of the goroutines above, pion's excepted
-	closing  sync.Once
+	// pictures that pass, and do not: the access reader's own, and the core RTP reader's.
+	fromBrowser, fromCore pictures
+	message               stunMessage   // the access reader's own
+	pair                  chan struct{} // holds one when selected is new; never closed
+	wake                  chan struct{} // holds one when DTLS may begin; never closed
+	count                 counters
+	ctx                   context.Context
+	cancel                context.CancelFunc
+	wg                    sync.WaitGroup // of the goroutines above, pion's excepted
+	closing               sync.Once
 }
 
 // newStream takes ports and starts the readers.
