@@ -64,6 +64,7 @@ var table = func() map[string]spec {
 		"epcscf.Registers":       {name: "epcscf_registers_total", help: "REGISTER requests answered with 200, refreshes too."},
 		"epcscf.Deregistered":    {name: "epcscf_deregistered_total", help: "Registrations ended by the edge, for a browser that is gone."},
 		"epcscf.Revoked":         {name: "epcscf_revoked_total", help: "Registrations ended because their log-in was revoked."},
+		"epcscf.TURNCredentials": {name: "epcscf_turn_credentials_total", help: "TURN credentials issued to browsers that asked (TURN-Credential)."},
 		"epcscf.CallsTotal":      {name: "epcscf_calls_begun_total", help: "Calls begun."},
 		"epcscf.CallsAnswered":   {name: "epcscf_calls_answered_total", help: "Calls that were answered."},
 		"epcscf.CallsFailed":     {name: "epcscf_calls_failed_total", help: "Calls ended by the edge: media lost, WebSocket gone, shutdown."},
