@@ -72,6 +72,7 @@ var table = func() map[string]spec {
 		"epcscf.Faults":          {name: "epcscf_faults_total", help: "Panics caught. Each is a bug and a line in the log."},
 		"epcscf.Refused":         {name: "epcscf_refused_total", help: "Connections, requests and messages refused, by cause.", label: "cause"},
 
+		"epcscf.Restarts":       {name: "epcscf_ice_restarts_total", help: "Offers that restarted ICE alone, answered by the edge itself."},
 		"imsagw.Sessions":       {name: "imsagw_sessions", help: "Call legs now."},
 		"imsagw.SessionsTotal":  {name: "imsagw_sessions_reserved_total", help: "Call legs reserved."},
 		"imsagw.Connected":      {name: "imsagw_sessions_connected_total", help: "Call legs whose browser connected."},
