@@ -140,9 +140,9 @@ func TestVideo(t *testing.T) {
 		for i, p := range []*Page{s.alice, s.bob} {
 			p.Eval(pictureJS, &before[i])
 		}
-		s.edge.Drop("iifname e0 udp dport 3478")
-		time.Sleep(1500 * time.Millisecond) // longer than a NACK can repair, shorter than consent's 30 s
-		s.edge.Drop()
+		s.wic.Drop("iifname w0 udp sport 3478")
+		time.Sleep(4 * time.Second) // more than asking again (NACK) can repair; consent lasts 30 s
+		s.wic.Drop()
 		for i, p := range []*Page{s.alice, s.bob} {
 			p.Wait(10*time.Second, fmt.Sprintf(`(await %s).Keys > %v`, pictureJS, before[i].Keys))
 		}
