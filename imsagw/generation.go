@@ -15,9 +15,6 @@ import (
 	"wicgate/internal/secret"
 )
 
-// maxGenerations bounds those of one stream: the newest, and the one whose pair carries media meanwhile.
-const maxGenerations = 2
-
 // generation is ICE from one exchange of credentials to the next (RFC 8445 §9). A restart makes a new one beside the old:
 //
 //	Set, new ufrag ──► new generation: own ufrag and password, own agent, the same socket
@@ -25,7 +22,7 @@ const maxGenerations = 2
 //	new pair nominated ──► … until here: the stream sends there, consent is asked for there
 //	linger            ──► the old one, whose checks were answered until now, is closed
 //
-// Nothing else of the stream changes: ports, DTLS association and SRTP contexts are the same.
+// There are two at most: the newest, and the one whose pair carries media. Nothing else of the stream changes: ports, DTLS association and SRTP contexts are the same.
 type generation struct {
 	st     *stream
 	number uint64

@@ -220,7 +220,10 @@ func TestStopped(t *testing.T) {
 	}
 	video.connect(back.Streams[1].Access)
 	video.secure()
-	eventually(t, "keys", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return len(l.sessions) == 1 })
+	l.of("s1").s.mu.Lock()
+	again := l.of("s1").s.streams[1]
+	l.of("s1").s.mu.Unlock()
+	eventually(t, "keys", func() bool { return again.keys.Load() != nil })
 	video.say(77, 1)
 	if raw, _ := receive(t, more.rtp, 5*time.Second); raw == nil {
 		t.Error("no video")

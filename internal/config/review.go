@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wicgate/internal/peerpolicy"
+	"wicgate/internal/policy"
 )
 
 // Severity of a [Finding].
@@ -87,6 +88,7 @@ func (f *File) Review(roles []string) []Finding {
 	r.lives()
 	if r.has("epcscf") {
 		r.core()
+		r.guests()
 	}
 	if r.has("imsagw") {
 		r.gateway()
@@ -323,6 +325,29 @@ func (r *review) core() {
 	}
 	if r.has("democore") && r.has("wwsf") && !local(r.HTTPS.Listen.Addr()) {
 		r.warn("democore.listen", "run the roles but democore, and set epcscf.core to the operator's core", "the stand-in for a core serves a portal that others can reach (https.listen %v)", r.HTTPS.Listen)
+	}
+}
+
+// guests looks at whom people without a log-in may call.
+func (r *review) guests() {
+	if r.WAF.Guests == 0 {
+		return
+	}
+	const key = "epcscf.guests.destinations"
+	if _, err := policy.ParseDestinations(r.Domain, r.EPCSCF.Guests.Destinations); err != nil {
+		r.error(key, "correct the entry", "%v", err)
+	}
+	if len(r.EPCSCF.Guests.Destinations) == 0 {
+		r.warn(key, "name whom guests may call, or set waf.guests: 0", "is empty: guests may join and call nobody but themselves")
+	}
+	for i, d := range r.EPCSCF.Guests.Destinations {
+		key := fmt.Sprintf("%s[%d]", key, i)
+		switch host, any := strings.CutPrefix(d, "*@"); {
+		case any && host == r.Domain:
+			r.warn(key, "name the users that expect guests", "%q: whoever opens the portal may call every user", d)
+		case any:
+			r.error(key, "name single destinations there, sip:user@host", "%q: whoever opens the portal may call everybody in another network, at your charge", d)
+		}
 	}
 }
 

@@ -81,6 +81,12 @@ func TestReview(t *testing.T) {
 		{"wildcard to the core", "epcscf: {listen: '0.0.0.0:5060'}\n", "warning wicgate.yaml:1: epcscf.listen: 0.0.0.0:5060: the core is told in Via"},
 		{"democore for others", "https: {listen: '198.51.100.1:8443', url: 'https://a.example:8443'}\n", "warning democore.listen: the stand-in for a core serves a portal that others can reach"},
 
+		// Guests.
+		{"guests anywhere", "epcscf:\n  guests:\n    destinations: [alice, '*@other.test']\n", `error wicgate.yaml:3: epcscf.guests.destinations[1]: "*@other.test": whoever opens the portal may call everybody in another network`},
+		{"guests at home", "epcscf: {guests: {destinations: ['*@ims.test']}}\n", `warning wicgate.yaml:1: epcscf.guests.destinations[0]: "*@ims.test": whoever opens the portal may call every user`},
+		{"guests to nobody", "epcscf: {guests: {destinations: []}}\n", "warning wicgate.yaml:1: epcscf.guests.destinations: is empty"},
+		{"guests to nonsense", "epcscf: {guests: {destinations: ['a b']}}\n", `error wicgate.yaml:1: epcscf.guests.destinations: destination "a b": want a user`},
+
 		// Gateway, bus, observer.
 		{"plain media", "imsagw: {core: {bind: 8.8.8.8}}\n", "warning wicgate.yaml:1: imsagw.core.bind: 8.8.8.8 is a public address, and media to the core are plain RTP"},
 		{"gateway out of the relay's reach", open + "listen_tcp: []}\n", "error imsagw.access.bind: the gateway's media are on loopback (127.0.0.1) and relayed addresses are on 198.51.100.1"},

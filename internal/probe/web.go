@@ -1,0 +1,295 @@
+package probe
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"wicgate/internal/secret"
+)
+
+const maxBody = 1 << 20 // bytes of an answer
+
+func newWeb(cfg Config) *web {
+	return &web{roots: cfg.Roots, client: &http.Client{
+		Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// portalConfig is GET /config.json.
+type portalConfig struct {
+	Issuer        string `json:"issuer"`
+	Authorization string `json:"authorization_endpoint"`
+	Token         string `json:"token_endpoint"`
+	Revocation    string `json:"revocation_endpoint"`
+	Client        string `json:"client_id"`
+	Scope         string `json:"scope"`
+	SIP           string `json:"sip_url"`
+	Domain        string `json:"domain"`
+	Guests        bool   `json:"guests"`
+}
+
+// login is a token answer.
+type login struct {
+	Token   string `json:"access_token"`
+	Type    string `json:"token_type"`
+	Expires int    `json:"expires_in"`
+	Name    string `json:"name"`
+	IMS     struct {
+		IMPI     string   `json:"impi"`
+		IMPU     []string `json:"impu"`
+		Scenario int      `json:"scenario"`
+	} `json:"ims"`
+}
+
+// tooFar is the difference of clocks that is named as a fault: tokens are dated.
+const tooFar = time.Minute
+
+func (p *probe) portal(ctx context.Context) (string, error) {
+	u, err := url.Parse(p.cfg.URL)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return "", faultf("Write the portal's address as browsers open it.", "%q is no https URL", p.cfg.URL)
+	}
+	begun := time.Now()
+	res, body, err := p.get(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/config.json")
+	if err != nil {
+		return "", webFault(err, u.Host)
+	}
+	if at, err := http.ParseTime(res.Header.Get("Date")); err == nil {
+		// The header has whole seconds, and was written between the question and now.
+		if off := time.Until(at).Round(time.Second); off > tooFar || off < -tooFar-time.Since(begun) {
+			return "", faultf("Set this machine's clock, or the server's, by NTP: tokens are dated, and certificates too.", "the clocks differ: the server's is %v from this machine's", off)
+		}
+	}
+	if res.StatusCode == http.StatusServiceUnavailable {
+		return "", faultf("See that the role waf runs, and that https.url of the portal's configuration names it.", "the portal runs, but does not reach its authorization server (waf)")
+	}
+	if err := json.Unmarshal(body, &p.config); err != nil || res.StatusCode != http.StatusOK || p.config.Token == "" || p.config.SIP == "" {
+		return "", faultf("See that the address is that of wicgate's portal (wwsf).", "%s/config.json answers %s, which is no portal of wicgate", p.cfg.URL, res.Status)
+	}
+	leaf := res.TLS.PeerCertificates[0]
+	return fmt.Sprintf("%s, %s, certificate until %s", res.Proto, tls.VersionName(res.TLS.Version), leaf.NotAfter.Format(time.DateOnly)), nil
+}
+
+// webFault names what is wrong between here and a web server.
+func webFault(err error, host string) error {
+	var dns *net.DNSError
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &dns):
+		return fault{err, "Set the name in DNS, or use the address."}
+	case errors.As(err, &unknown):
+		return faultf("Give the CA with --ca FILE (of a first call: ca/ca.pem in the data folder), or use a certificate that everybody trusts.", "certificate of %s is signed by a CA that is not trusted here", host)
+	case errors.As(err, &name):
+		return fault{err, "Use a name that is in the certificate, or a certificate with this name (https.certificate)."}
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fault{err, "Renew the certificate, or set the clock of this machine if it is wrong."}
+	case errors.Is(err, context.DeadlineExceeded):
+		return faultf("A firewall may drop the packets: see that the port is open from here.", "%s does not answer", host)
+	}
+	return fault{err, "See that wicgate runs there and listens on this address (https.listen), and that no firewall is between."}
+}
+
+func (p *probe) get(ctx context.Context, u string) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.do(req)
+}
+
+func (p *probe) post(ctx context.Context, u string, form url.Values) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, nil, err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	return p.do(req)
+}
+
+func (p *probe) do(req *http.Request) (*http.Response, []byte, error) {
+	res, err := p.web.client.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = res.Body.Close() }() // only read from
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
+	return res, body, err
+}
+
+func (p *probe) metadata(ctx context.Context) (string, error) {
+	res, body, err := p.get(ctx, p.config.Issuer+"/.well-known/oauth-authorization-server")
+	if err != nil {
+		return "", webFault(err, p.config.Issuer)
+	}
+	var m struct {
+		Issuer string `json:"issuer"`
+	}
+	if json.Unmarshal(body, &m) != nil || res.StatusCode != http.StatusOK || m.Issuer != p.config.Issuer {
+		return "", faultf("https.url must be the same in the configuration of waf, wwsf and epcscf.", "%s answers %s as issuer %q", p.config.Issuer, res.Status, m.Issuer)
+	}
+	return m.Issuer, nil
+}
+
+var formAction = regexp.MustCompile(`<form method="post" action="([^"]*)"`)
+
+// logIn is the authorization code grant with PKCE (RFC 7636), the form filled in.
+func (p *probe) logIn(ctx context.Context) (string, error) {
+	verifier, state := random(32), random(16)
+	sum := sha256.Sum256([]byte(verifier))
+	back := strings.TrimSuffix(p.cfg.URL, "/") + "/"
+	q := url.Values{
+		"response_type": {"code"}, "client_id": {p.config.Client}, "redirect_uri": {back}, "scope": {p.config.Scope}, "state": {state},
+		"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"},
+	}
+	res, body, err := p.get(ctx, p.config.Authorization+"?"+q.Encode())
+	if err != nil {
+		return "", webFault(err, p.config.Issuer)
+	}
+	form := formAction.FindSubmatch(body)
+	if form == nil {
+		return "", faultf("The portal's address must be a redirect URI of the client: use https.url as it is configured.", "the log-in page answers %s without a form", res.Status)
+	}
+	at, err := url.Parse(p.config.Authorization)
+	if err != nil {
+		return "", err
+	}
+	if at, err = at.Parse(html.UnescapeString(string(form[1]))); err != nil {
+		return "", err
+	}
+	res, _, err = p.post(ctx, at.String(), url.Values{"username": {p.cfg.User}, "password": {string(p.cfg.Password.Expose())}})
+	if err != nil {
+		return "", webFault(err, p.config.Issuer)
+	}
+	switch res.StatusCode {
+	case http.StatusForbidden:
+		return "", faultf("Try the same in the browser; democore's passwords are new at each start of wicgate.", "user name or password of %q is wrong", p.cfg.User)
+	case http.StatusTooManyRequests:
+		return "", faultf("Wait for "+res.Header.Get("Retry-After")+" s.", "too many attempts to log in")
+	}
+	to, err := res.Location()
+	if err != nil {
+		return "", faultf("Look into the log of waf.", "the log-in answers %s", res.Status)
+	}
+	a := to.Query()
+	if a.Get("state") != state || a.Get("iss") != p.config.Issuer || a.Get("code") == "" {
+		return "", faultf("Look into the log of waf.", "the log-in answers with error %q", a.Get("error"))
+	}
+	res, body, err = p.post(ctx, p.config.Token, url.Values{
+		"grant_type": {"authorization_code"}, "code": {a.Get("code")}, "redirect_uri": {back}, "client_id": {p.config.Client}, "code_verifier": {verifier},
+	})
+	if err != nil {
+		return "", webFault(err, p.config.Issuer)
+	}
+	return p.entered(res, body)
+}
+
+func random(n int) string {
+	b := make([]byte, n)
+	rand.Read(b)
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func (p *probe) guest(ctx context.Context) (string, error) {
+	if !p.config.Guests {
+		return "", faultf("Set waf.guests, or probe with --user.", "the portal lets no guests in")
+	}
+	res, body, err := p.post(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/guest", nil)
+	if err != nil {
+		return "", webFault(err, p.cfg.URL)
+	}
+	return p.entered(res, body)
+}
+
+// entered takes a token answer.
+func (p *probe) entered(res *http.Response, body []byte) (string, error) {
+	if err := refusal(res, body); err != nil {
+		return "", err
+	}
+	if err := json.Unmarshal(body, &p.login); err != nil || p.login.Token == "" || len(p.login.IMS.IMPU) == 0 {
+		return "", faultf("Look into the log of waf.", "the token answer holds no token, or no identity")
+	}
+	return fmt.Sprintf("%s, scenario %d, token for %v", p.login.IMS.IMPU[0], p.login.IMS.Scenario, time.Duration(p.login.Expires)*time.Second), nil
+}
+
+// refusal reads an OAuth error (RFC 6749 §5.2), or that of POST /guest.
+func refusal(res *http.Response, body []byte) error {
+	if res.StatusCode == http.StatusOK {
+		return nil
+	}
+	var e struct {
+		Error       string `json:"error"`
+		Description string `json:"error_description"`
+		Message     string `json:"message"`
+	}
+	_ = json.Unmarshal(body, &e) // what is not JSON has no words
+	return faultf("Look into the log of waf for the line with this moment's time.", "%s: %s %s%s", res.Status, e.Error, e.Description, e.Message)
+}
+
+// turnToken exchanges the SIP token for a TURN token (RFC 8693, RFC 7635).
+func (p *probe) turnToken(ctx context.Context) (string, error) {
+	res, body, err := p.post(ctx, p.config.Token, url.Values{
+		"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "client_id": {p.config.Client},
+		"subject_token": {p.login.Token}, "subject_token_type": {"urn:ietf:params:oauth:token-type:access_token"},
+	})
+	if err != nil {
+		return "", webFault(err, p.config.Issuer)
+	}
+	if err := refusal(res, body); err != nil {
+		return "", err
+	}
+	var a struct {
+		Expires int `json:"expires_in"`
+		Servers []struct {
+			URLs       []string `json:"urls"`
+			Username   string   `json:"username"`
+			Credential string   `json:"credential"`
+		} `json:"ice_servers"`
+	}
+	if err := json.Unmarshal(body, &a); err != nil {
+		return "", faultf("Look into the log of waf.", "the answer is no JSON")
+	}
+	for _, s := range a.Servers {
+		for _, u := range s.URLs {
+			t, err := newRelay(u, s.Username, secret.New([]byte(s.Credential)), p.web.roots)
+			if err != nil {
+				return "", err
+			}
+			if p.relays = append(p.relays, t); len(p.relays) > 8 {
+				return "", faultf("Shorten turn.urls.", "more than 8 TURN URLs")
+			}
+		}
+	}
+	if len(p.relays) == 0 {
+		return "", faultf("Set turn.urls.", "the answer names no TURN server")
+	}
+	return fmt.Sprintf("%d URLs, token for %v", len(p.relays), time.Duration(a.Expires)*time.Second), nil
+}
+
+func (p *probe) logOut(ctx context.Context) (string, error) {
+	if p.config.Revocation == "" {
+		return "the authorization server offers no revocation; the session ends by its time", nil
+	}
+	res, body, err := p.post(ctx, p.config.Revocation, url.Values{"token": {p.login.Token}, "client_id": {p.config.Client}})
+	if err != nil {
+		return "", webFault(err, p.config.Issuer)
+	}
+	return "session revoked", refusal(res, body)
+}
