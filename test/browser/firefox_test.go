@@ -38,4 +38,27 @@ func TestFirefoxAndChromium(t *testing.T) {
 			return
 		}
 	}
+	t.Run("Firefox takes a video call", func(t *testing.T) {
+		connectVideo(s.alice, s.bob)
+		s.seen(3*time.Second, "video/VP8")
+		s.bob.Show("firefox-video")
+		s.alice.Click("#hangup")
+		ended(s.bob, 5*time.Second)
+		s.quiet(10 * time.Second)
+	})
+	t.Run("Firefox makes a video call, and restarts ICE in it", func(t *testing.T) {
+		connectVideo(s.bob, s.alice)
+		s.seen(3*time.Second, "video/VP8")
+		for _, p := range []*Page{s.bob, s.alice} {
+			p.Eval("wicgate.renew()", nil)
+			if n := restarts(p); n < 1 {
+				t.Errorf("%s restarted ICE %d times", p.Name, n)
+			}
+			s.seen(3*time.Second, "video/VP8")
+		}
+		s.heard(2*time.Second, anyWay...)
+		s.bob.Click("#hangup")
+		ended(s.alice, 5*time.Second)
+		s.quiet(10 * time.Second)
+	})
 }
