@@ -73,25 +73,15 @@ var table = func() map[string]spec {
 		"epcscf.Faults":          {name: "epcscf_faults_total", help: "Panics caught. Each is a bug and a line in the log."},
 		"epcscf.Refused":         {name: "epcscf_refused_total", help: "Connections, requests and messages refused, by cause.", label: "cause"},
 
-<<<<<<< HEAD
-		"epcscf.Restarts":       {name: "epcscf_ice_restarts_total", help: "Offers that restarted ICE alone, answered by the edge itself."},
-=======
->>>>>>> drive
 		"imsagw.Sessions":       {name: "imsagw_sessions", help: "Call legs now."},
 		"imsagw.SessionsTotal":  {name: "imsagw_sessions_reserved_total", help: "Call legs reserved."},
 		"imsagw.Connected":      {name: "imsagw_sessions_connected_total", help: "Call legs whose browser connected."},
 		"imsagw.Abandoned":      {name: "imsagw_sessions_abandoned_total", help: "Call legs that the gateway ended because no edge did."},
 		"imsagw.ICEFailed":      {name: "imsagw_ice_failed_total", help: "Call legs whose ICE failed."},
 		"imsagw.ConsentLost":    {name: "imsagw_consent_lost_total", help: "Call legs whose browser stopped consenting (RFC 7675)."},
-<<<<<<< HEAD
-		"imsagw.Asked":          {name: "imsagw_pictures_asked_total", help: "New pictures asked for by the gateway itself (PLI, FIR)."},
-		"imsagw.Restarts":       {name: "imsagw_ice_restarts_total", help: "ICE restarts that began."},
-		"imsagw.RestartsFailed": {name: "imsagw_ice_restarts_failed_total", help: "ICE restarts that found no path."},
-=======
 		"imsagw.Restarts":       {name: "imsagw_ice_restarts_total", help: "ICE restarts begun."},
 		"imsagw.RestartsFailed": {name: "imsagw_ice_restarts_failed_total", help: "ICE restarts that found no path; the old one stays."},
 		"imsagw.Asked":          {name: "imsagw_key_frames_asked_total", help: "Key frames that the gateway asked a sender of video for (PLI)."},
->>>>>>> drive
 		"imsagw.EventsLost":     {name: "imsagw_events_lost_total", help: "Events for the edge that found no room."},
 		"imsagw.Drops":          {name: "imsagw_dropped_packets_total", help: "Packets dropped, by cause.", label: "cause"},
 		"imsagw.DTLSFailures":   {name: "imsagw_dtls_failures_total", help: "DTLS handshakes that failed, by cause.", label: "cause"},
