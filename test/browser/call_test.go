@@ -121,7 +121,7 @@ func (s *system) heard(span time.Duration, protocols ...string) {
 		if m.SRTP != "SRTP_AEAD_AES_256_GCM" || m.DTLS != "connected" {
 			s.t.Errorf("%s: SRTP %q, DTLS %q", p.Name, m.SRTP, m.DTLS)
 		}
-		if least := span.Seconds() * 40; m.Packets < least || m.Sent < least*25 || m.Received < least*25 {
+		if least := span.Seconds() * 20; m.Packets < least || m.Sent < least*25 || m.Received < least*25 {
 			s.t.Errorf("%s: %v packets, %v bytes out, %v in over %v", p.Name, m.Packets, m.Sent, m.Received, span)
 		}
 		if m.Energy < 0.001 {
