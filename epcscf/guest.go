@@ -15,7 +15,7 @@ type GuestConfig struct {
 	// Destinations are whom they may call, and send messages to, beside themselves; the zero value is nobody.
 	Destinations policy.Destinations
 	Calls        int           // of one guest at once; 0 = 1
-	Rate         int           // calls a minute of one guest; 0 = 6
+	Rate         int           // calls and messages a minute of one guest; 0 = 6
 	Duration     time.Duration // of one call; 0 = 30 min
 }
 
@@ -43,12 +43,10 @@ func (e *Edge) guestMay(tx *siptx.ServerTx, b *binding) bool {
 		return false
 	}
 	// The Request-URI is what the core routes by.
+	// A port or a parameter (maddr) might lead it elsewhere than the address of record says.
 	u, err := siptx.ParseURI(tx.Request.URI)
-	if err != nil || u.AOR() != b.impu && !g.Destinations.Allows(u.AOR()) {
+	if err != nil || u.Port != 0 || len(u.Params) > 0 || u.AOR() != b.impu && !g.Destinations.Allows(u.AOR()) {
 		return refuse("Destination Not Allowed For Guests", "the destination policy for guests does not name the destination")
-	}
-	if tx.Request.Method != "INVITE" {
-		return true
 	}
 	calls := 0
 	for _, c := range e.calls {
@@ -56,11 +54,11 @@ func (e *Edge) guestMay(tx *siptx.ServerTx, b *binding) bool {
 			calls++
 		}
 	}
-	if calls >= g.Calls {
+	if tx.Request.Method == "INVITE" && calls >= g.Calls {
 		return refuse("Too Many Calls For A Guest", "the guest has as many calls as guests may")
 	}
 	if _, ok := e.guests.Take(b.subject, time.Now()); !ok {
-		return refuse("Too Many Calls For A Guest", "the guest calls more often than guests may")
+		return refuse("Too Many Calls For A Guest", "the guest calls or writes more often than guests may")
 	}
 	return true
 }

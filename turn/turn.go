@@ -374,7 +374,7 @@ func (s *Server) Revoke(pseudonym string) int {
 func (s *Server) Extend(pseudonym string, until time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.core.Extend(pseudonym, until)
+	s.core.Extend(time.Now(), pseudonym, until)
 }
 
 // Missed tells that extensions may have been lost: no session is held to have ended for want of one.

@@ -18,7 +18,7 @@ import (
 type Handler struct {
 	// Extended: the session's credentials are good until then.
 	Extended func(pseudonym string, until time.Time)
-	// Revoked: the session has ended. It may be told twice.
+	// Revoked: the session has ended. It is told twice, and may be oftener.
 	Revoked func(Revocation)
 	// Missed: extensions may have been lost, as messages were. What was said to end without one
 	// must not.
@@ -180,6 +180,9 @@ func (f *Follower) onRevoked(m store.Message) {
 		return
 	}
 	f.take(r)
+	if r.Number == 0 {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.head = max(f.head, r.Number)

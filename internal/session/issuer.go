@@ -58,10 +58,18 @@ func (i *Issuer) Revoke(ctx context.Context, pseudonym, reason string, until tim
 	if err := r.check(); err != nil {
 		return fmt.Errorf("session: revoke %.40q for %.40q: %w", pseudonym, reason, err)
 	}
+	// First to those who hear: the store may have lost its leader, for seconds. Number 0 is not
+	// stored yet.
+	urgent := r
+	urgent.Number = 0
+	if err := i.publish(subjectRevoked, urgent); err != nil {
+		i.log.Warn("session: revocation is not told at once", "pseudonym", pseudonym, "error", err)
+	}
 	known, rev, err := readHead(ctx, i.store)
 	if err != nil {
 		return fmt.Errorf("session: revoke %s: %w", pseudonym, err)
 	}
+again:
 	// Who created a number has it. The head follows, by whoever comes next if not by us.
 	for r.Number = max(known, i.head.Load()) + 1; ; r.Number++ {
 		b, err := json.Marshal(r)
@@ -77,9 +85,16 @@ func (i *Issuer) Revoke(ctx context.Context, pseudonym, reason string, until tim
 		}
 	}
 	i.raise(r.Number)
-	if err := writeHead(ctx, i.store, known, rev, r.Number); err != nil {
+	switch at, err := writeHead(ctx, i.store, known, rev, r.Number); {
+	case err != nil:
 		// The number is taken and will be found; only a start at this moment would miss it.
 		i.log.Warn("session: head of revocations not written", "number", r.Number, "error", err)
+	case at > r.Number:
+		// The head that was read was old, and the number may have been another's whose time has passed:
+		// who has seen that would not look for this one.
+		known, rev = at, 0
+		i.raise(at)
+		goto again
 	}
 	if err := i.publish(subjectRevoked, r); err != nil {
 		i.log.Warn("session: revocation is stored but not told; the next head will tell", "pseudonym", pseudonym, "error", err)
@@ -101,7 +116,7 @@ func (i *Issuer) raise(n uint64) {
 func (i *Issuer) Serve(ctx context.Context) error {
 	unsubscribe, err := i.bus.Subscribe(subjectRevoked, func(m store.Message) { // of other issuers
 		if r, err := parseRevocation(m.Data); err == nil {
-			i.raise(r.Number)
+			i.raise(r.Number) // 0 raises nothing
 		}
 	})
 	if err != nil {
@@ -149,11 +164,11 @@ func readHead(ctx context.Context, st store.Store) (uint64, store.Revision, erro
 	return h.Number, e.Revision, nil
 }
 
-// writeHead raises the head to n.
-func writeHead(ctx context.Context, st store.Store, known uint64, rev store.Revision, n uint64) error {
+// writeHead raises the head to n, and returns what it is then.
+func writeHead(ctx context.Context, st store.Store, known uint64, rev store.Revision, n uint64) (uint64, error) {
 	b, err := json.Marshal(head{version, n})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for known < n {
 		if known == 0 {
@@ -161,12 +176,15 @@ func writeHead(ctx context.Context, st store.Store, known uint64, rev store.Revi
 		} else {
 			_, err = st.CompareAndSet(ctx, bucket, headKey, b, rev, 0)
 		}
-		if err == nil || !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrConflict) {
-			return err
+		if err == nil {
+			return n, nil
+		}
+		if !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrConflict) {
+			return 0, err
 		}
 		if known, rev, err = readHead(ctx, st); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return known, nil
 }

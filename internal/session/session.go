@@ -4,11 +4,11 @@
 // pseudonym.
 //
 //	Issuer.Extend ──────────────── bus ──► Follower ──► Handler.Extended
-//	Issuer.Revoke ──► store, then  bus ──► Follower ──► Handler.Revoked, and remembered
+//	Issuer.Revoke ── bus, then store ────► Follower ──► Handler.Revoked, and remembered
 //	Issuer.Serve  ── head, 500 ms ─ bus ──► Follower: a gap? read the store
 //
 // Revocations are numbered without holes, in the store. What the bus loses is seen by the next head
-// and read from the store, so that a revocation cannot be missed; only its second may be. An
+// and read from the store, so that a revocation cannot be missed. Each is told at once, and again when it is stored. An
 // extension that is lost makes nobody's call end: see Handler.Missed.
 package session
 
@@ -48,7 +48,8 @@ const (
 
 // Revocation says that a session has ended.
 type Revocation struct {
-	Version   int    `json:"v"`
+	Version int `json:"v"`
+	// Number in the store; 0: told at once, and not stored yet.
 	Number    uint64 `json:"n"`
 	Pseudonym string `json:"pseudonym"`
 	// Reason is a word for logs, metrics and the words that people see: logout, revoked, killed,
@@ -73,7 +74,7 @@ type head struct {
 var errMalformed = errors.New("session: malformed news")
 
 func (r *Revocation) check() error {
-	if r.Version != version || r.Number == 0 || !isName(r.Pseudonym) || !isName(r.Reason) || r.Until.IsZero() {
+	if r.Version != version || !isName(r.Pseudonym) || !isName(r.Reason) || r.Until.IsZero() {
 		return errMalformed
 	}
 	return nil

@@ -27,6 +27,7 @@ type media struct {
 	Local, RelayProtocol, SRTP, DTLS string
 	Sent, Received                   float64 // bytes over the selected pair
 	Packets, Energy                  float64 // inbound audio
+	anew                             bool    // see over
 }
 
 const mediaJS = `(async () => {
@@ -66,6 +67,9 @@ func over(span time.Duration, pages ...*Page) (diff []media) {
 	time.Sleep(span) // media runs in real time
 	for i, p := range pages {
 		m := p.media()
+		if m.Packets < before[i].Packets { // a new description: Chromium counts its receiver anew
+			before[i].Packets, before[i].Energy, m.anew = 0, 0, true
+		}
 		m.Sent -= before[i].Sent
 		m.Received -= before[i].Received
 		m.Packets -= before[i].Packets

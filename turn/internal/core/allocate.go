@@ -112,7 +112,8 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 508, CauseCapacity, nil)
 		return
 	}
-	create.lifetime = c.grant(r.lifetime, r.cred, time.Time{}, r.now)
+	extended := c.living[r.cred.owner]
+	create.lifetime = c.grant(r.lifetime, r.cred, extended, r.now)
 	if create.lifetime <= 0 { // less than a second left
 		r.key = nil
 		c.fail(r, out, 401, CauseExpiredToken, nil)
@@ -120,7 +121,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.lastID++
 	a = &allocation{
-		id: c.lastID, tuple: r.tuple, owner: r.cred.owner, created: create, cur: r.cred,
+		id: c.lastID, tuple: r.tuple, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
 		born: r.now, expires: r.now.Add(min(openTimeout, create.lifetime)),
 	}
 	c.tuples[a.tuple] = a

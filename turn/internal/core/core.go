@@ -43,6 +43,9 @@ const (
 	OldKeyLife = 40 * time.Second
 	// SessionSlack is for the next extension to be on its way, and for a client that is late.
 	SessionSlack = 60 * time.Second
+	// maxLiving bounds the sessions of which it is known how long they live, some 100 bytes each.
+	// Those beyond are treated as if nothing had been said.
+	maxLiving = 200_000
 )
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
@@ -120,6 +123,7 @@ type Core struct {
 	queue  expiryQueue
 	lastID ID
 
+	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	draining bool
 	blind    bool
 	random   [64 * 12]byte // transaction ids of indications, used from the end
@@ -133,6 +137,7 @@ func New(cfg Config) *Core {
 	return &Core{
 		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate),
 		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, owners: map[string][]*allocation{},
+		living: map[string]time.Time{},
 	}
 }
 
@@ -291,6 +296,7 @@ func (c *Core) Kill(now time.Time, id ID, out *Outbox) bool {
 // Missed tells that extensions may have been lost: those known count no more, so that no session is
 // held to have ended because its last extension did not come.
 func (c *Core) Missed() {
+	clear(c.living)
 	for _, a := range c.ids {
 		a.extended = time.Time{}
 	}
@@ -301,7 +307,17 @@ func (c *Core) Blind(blind bool) { c.blind = blind }
 
 // Extend is the issuer's news that the session of pseudonym lives until the given time. Under the
 // policy Session its allocations may be refreshed until then; old news shorten nothing.
-func (c *Core) Extend(pseudonym string, until time.Time) {
+func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
+	if len(c.living) >= maxLiving { // the map is as large as the log-ins of hours
+		for p, end := range c.living {
+			if !now.Before(end) {
+				delete(c.living, p)
+			}
+		}
+	}
+	if _, known := c.living[pseudonym]; (known || len(c.living) < maxLiving) && until.After(c.living[pseudonym]) {
+		c.living[pseudonym] = until // mostly said before the session allocates
+	}
 	for _, a := range c.owners[pseudonym] {
 		if until.After(a.extended) {
 			a.extended = until

@@ -160,7 +160,7 @@ func FuzzClient(f *testing.F) {
 				check()
 			case 7: // news of the session, or a fresh token
 				if x := p.byte(); x&1 != 0 {
-					w.core.Extend(owners[x>>1&1], w.now.Add(time.Duration(x)*time.Minute))
+					w.core.Extend(w.now, owners[x>>1&1], w.now.Add(time.Duration(x)*time.Minute))
 				} else {
 					clear(creds)
 				}

@@ -77,8 +77,8 @@ func TestExpiryTable(t *testing.T) {
 				if p == Session {
 					// The issuer says: it lives, one hour more. Old news shorten nothing.
 					until := issued.Add(life + delta + 2*grace)
-					w.core.Extend("p1", until)
-					w.core.Extend("p1", issued)
+					w.core.Extend(w.now, "p1", until)
+					w.core.Extend(w.now, "p1", issued)
 					r = w.want(w.ask(alice, c, stun.Refresh, lifetime(3600)), 0)
 					if r.lifetime() != 3600 {
 						t.Errorf("extended session: LIFETIME %d", r.lifetime())
@@ -110,13 +110,14 @@ func TestSessionPolicy(t *testing.T) {
 		lives time.Duration // from the token's issue
 	}{
 		{"no news", func(*world) {}, life + 5*time.Second + 2*time.Hour},
-		{"news", func(w *world) { w.core.Extend("p1", w.now.Add(30*time.Minute)) }, 30*time.Minute + SessionSlack},
-		{"news of less than the token's life", func(w *world) { w.core.Extend("p1", w.now.Add(time.Minute)) }, life + 5*time.Second + SessionSlack},
-		{"news of another", func(w *world) { w.core.Extend("p2", w.now.Add(30*time.Minute)) }, life + 5*time.Second + 2*time.Hour},
-		{"missed", func(w *world) { w.core.Extend("p1", w.now.Add(30*time.Minute)); w.core.Missed() }, life + 5*time.Second + 2*time.Hour},
-		{"blind", func(w *world) { w.core.Extend("p1", w.now.Add(30*time.Minute)); w.core.Blind(true) }, life + 5*time.Second + 2*time.Hour},
+		{"news", func(w *world) { w.core.Extend(w.now, "p1", w.now.Add(30*time.Minute)) }, 30*time.Minute + SessionSlack},
+		{"news of less than the token's life", func(w *world) { w.core.Extend(w.now, "p1", w.now.Add(time.Minute)) }, life + 5*time.Second + SessionSlack},
+		{"news of another", func(w *world) { w.core.Extend(w.now, "p2", w.now.Add(30*time.Minute)) }, life + 5*time.Second + 2*time.Hour},
+		{"missed", func(w *world) { w.core.Extend(w.now, "p1", w.now.Add(30*time.Minute)); w.core.Missed() }, life + 5*time.Second + 2*time.Hour},
+		{"news before the allocation", nil, 30*time.Minute + SessionSlack},
+		{"blind", func(w *world) { w.core.Extend(w.now, "p1", w.now.Add(30*time.Minute)); w.core.Blind(true) }, life + 5*time.Second + 2*time.Hour},
 		{"no longer blind", func(w *world) {
-			w.core.Extend("p1", w.now.Add(30*time.Minute))
+			w.core.Extend(w.now, "p1", w.now.Add(30*time.Minute))
 			w.core.Blind(true)
 			w.core.Blind(false)
 		}, 30*time.Minute + SessionSlack},
@@ -124,8 +125,13 @@ func TestSessionPolicy(t *testing.T) {
 		w := newWorld(t, func(c *Config) { c.Policy, c.GraceMax = Session, 2*time.Hour })
 		cr := w.issue(inUsername, "p1", w.now, life)
 		begun := w.now
+		if c.news == nil {
+			w.core.Extend(w.now, "p1", w.now.Add(30*time.Minute))
+		}
 		w.want(w.ask(alice, cr, stun.Allocate, transport(17)), 0)
-		c.news(w)
+		if c.news != nil {
+			c.news(w)
+		}
 		for w.core.Allocations() > 0 && w.now.Sub(begun) < 4*time.Hour {
 			w.want(w.ask(alice, cr, stun.Refresh), 0)
 			w.sleep(time.Second)
