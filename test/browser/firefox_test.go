@@ -54,6 +54,8 @@ func TestFirefoxAndChromium(t *testing.T) {
 			if n := restarts(p); n < 1 {
 				t.Errorf("%s restarted ICE %d times", p.Name, n)
 			}
+			moves(s.alice)
+			moves(s.bob)
 			s.seen(3*time.Second, "video/VP8")
 		}
 		s.heard(2*time.Second, anyWay...)
