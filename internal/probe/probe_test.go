@@ -126,13 +126,11 @@ func TestTURNURLs(t *testing.T) {
 		"": "", "turn:": "", "http://x": "", "turn": "", "turn:x?%zz": "",
 	} {
 		r, err := newRelay(raw, "", secret.Bytes{}, nil)
-		if got := ""; err == nil {
-			got = r.name
-			if got != want {
-				t.Errorf("%q: %q", raw, got)
-			}
-		} else if want != "" {
+		switch {
+		case err != nil && want != "":
 			t.Errorf("%q: %v", raw, err)
+		case err == nil && r.name != want:
+			t.Errorf("%q: %q", raw, r.name)
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (p *probe) portal(ctx context.Context) (string, error) {
 		return "", faultf("Write the portal's address as browsers open it.", "%q is no https URL", p.cfg.URL)
 	}
 	begun := time.Now()
-	res, body, err := p.get(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/config.json")
+	res, err := p.get(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/config.json")
 	if err != nil {
 		return "", webFault(err, u.Host)
 	}
@@ -79,7 +79,7 @@ func (p *probe) portal(ctx context.Context) (string, error) {
 	if res.StatusCode == http.StatusServiceUnavailable {
 		return "", faultf("See that the role waf runs, and that https.url of the portal's configuration names it.", "the portal runs, but does not reach its authorization server (waf)")
 	}
-	if err := json.Unmarshal(body, &p.config); err != nil || res.StatusCode != http.StatusOK || p.config.Token == "" || p.config.SIP == "" {
+	if err := json.Unmarshal(res.body, &p.config); err != nil || res.StatusCode != http.StatusOK || p.config.Token == "" || p.config.SIP == "" {
 		return "", faultf("See that the address is that of wicgate's portal (wwsf).", "%s/config.json answers %s, which is no portal of wicgate", p.cfg.URL, res.Status)
 	}
 	leaf := res.TLS.PeerCertificates[0]
@@ -107,42 +107,48 @@ func webFault(err error, host string) error {
 	return fault{err, "See that wicgate runs there and listens on this address (https.listen), and that no firewall is between."}
 }
 
-func (p *probe) get(ctx context.Context, u string) (*http.Response, []byte, error) {
+// reply is an answer that has been read.
+type reply struct {
+	*http.Response
+	body []byte
+}
+
+func (p *probe) get(ctx context.Context, u string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	return p.do(req)
 }
 
-func (p *probe) post(ctx context.Context, u string, form url.Values) (*http.Response, []byte, error) {
+func (p *probe) post(ctx context.Context, u string, form url.Values) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	return p.do(req)
 }
 
-func (p *probe) do(req *http.Request) (*http.Response, []byte, error) {
+func (p *probe) do(req *http.Request) (reply, error) {
 	res, err := p.web.client.Do(req)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	defer func() { _ = res.Body.Close() }() // only read from
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
-	return res, body, err
+	return reply{res, body}, err
 }
 
 func (p *probe) metadata(ctx context.Context) (string, error) {
-	res, body, err := p.get(ctx, p.config.Issuer+"/.well-known/oauth-authorization-server")
+	res, err := p.get(ctx, p.config.Issuer+"/.well-known/oauth-authorization-server")
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
 	var m struct {
 		Issuer string `json:"issuer"`
 	}
-	if json.Unmarshal(body, &m) != nil || res.StatusCode != http.StatusOK || m.Issuer != p.config.Issuer {
+	if json.Unmarshal(res.body, &m) != nil || res.StatusCode != http.StatusOK || m.Issuer != p.config.Issuer {
 		return "", faultf("https.url must be the same in the configuration of waf, wwsf and epcscf.", "%s answers %s as issuer %q", p.config.Issuer, res.Status, m.Issuer)
 	}
 	return m.Issuer, nil
@@ -159,11 +165,11 @@ func (p *probe) logIn(ctx context.Context) (string, error) {
 		"response_type": {"code"}, "client_id": {p.config.Client}, "redirect_uri": {back}, "scope": {p.config.Scope}, "state": {state},
 		"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"},
 	}
-	res, body, err := p.get(ctx, p.config.Authorization+"?"+q.Encode())
+	res, err := p.get(ctx, p.config.Authorization+"?"+q.Encode())
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
-	form := formAction.FindSubmatch(body)
+	form := formAction.FindSubmatch(res.body)
 	if form == nil {
 		return "", faultf("The portal's address must be a redirect URI of the client: use https.url as it is configured.", "the log-in page answers %s without a form", res.Status)
 	}
@@ -174,7 +180,7 @@ func (p *probe) logIn(ctx context.Context) (string, error) {
 	if at, err = at.Parse(html.UnescapeString(string(form[1]))); err != nil {
 		return "", err
 	}
-	res, _, err = p.post(ctx, at.String(), url.Values{"username": {p.cfg.User}, "password": {string(p.cfg.Password.Expose())}})
+	res, err = p.post(ctx, at.String(), url.Values{"username": {p.cfg.User}, "password": {string(p.cfg.Password.Expose())}})
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
@@ -192,13 +198,13 @@ func (p *probe) logIn(ctx context.Context) (string, error) {
 	if a.Get("state") != state || a.Get("iss") != p.config.Issuer || a.Get("code") == "" {
 		return "", faultf("Look into the log of waf.", "the log-in answers with error %q", a.Get("error"))
 	}
-	res, body, err = p.post(ctx, p.config.Token, url.Values{
+	res, err = p.post(ctx, p.config.Token, url.Values{
 		"grant_type": {"authorization_code"}, "code": {a.Get("code")}, "redirect_uri": {back}, "client_id": {p.config.Client}, "code_verifier": {verifier},
 	})
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
-	return p.entered(res, body)
+	return p.entered(res)
 }
 
 func random(n int) string {
@@ -211,26 +217,26 @@ func (p *probe) guest(ctx context.Context) (string, error) {
 	if !p.config.Guests {
 		return "", faultf("Set waf.guests, or probe with --user.", "the portal lets no guests in")
 	}
-	res, body, err := p.post(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/guest", nil)
+	res, err := p.post(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/guest", nil)
 	if err != nil {
 		return "", webFault(err, p.cfg.URL)
 	}
-	return p.entered(res, body)
+	return p.entered(res)
 }
 
 // entered takes a token answer.
-func (p *probe) entered(res *http.Response, body []byte) (string, error) {
-	if err := refusal(res, body); err != nil {
+func (p *probe) entered(res reply) (string, error) {
+	if err := refusal(res); err != nil {
 		return "", err
 	}
-	if err := json.Unmarshal(body, &p.login); err != nil || p.login.Token == "" || len(p.login.IMS.IMPU) == 0 {
+	if err := json.Unmarshal(res.body, &p.login); err != nil || p.login.Token == "" || len(p.login.IMS.IMPU) == 0 {
 		return "", faultf("Look into the log of waf.", "the token answer holds no token, or no identity")
 	}
 	return fmt.Sprintf("%s, scenario %d, token for %v", p.login.IMS.IMPU[0], p.login.IMS.Scenario, time.Duration(p.login.Expires)*time.Second), nil
 }
 
 // refusal reads an OAuth error (RFC 6749 §5.2), or that of POST /guest.
-func refusal(res *http.Response, body []byte) error {
+func refusal(res reply) error {
 	if res.StatusCode == http.StatusOK {
 		return nil
 	}
@@ -239,20 +245,20 @@ func refusal(res *http.Response, body []byte) error {
 		Description string `json:"error_description"`
 		Message     string `json:"message"`
 	}
-	_ = json.Unmarshal(body, &e) // what is not JSON has no words
+	_ = json.Unmarshal(res.body, &e) // what is not JSON has no words
 	return faultf("Look into the log of waf for the line with this moment's time.", "%s: %s %s%s", res.Status, e.Error, e.Description, e.Message)
 }
 
 // turnToken exchanges the SIP token for a TURN token (RFC 8693, RFC 7635).
 func (p *probe) turnToken(ctx context.Context) (string, error) {
-	res, body, err := p.post(ctx, p.config.Token, url.Values{
+	res, err := p.post(ctx, p.config.Token, url.Values{
 		"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "client_id": {p.config.Client},
 		"subject_token": {p.login.Token}, "subject_token_type": {"urn:ietf:params:oauth:token-type:access_token"},
 	})
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
-	if err := refusal(res, body); err != nil {
+	if err := refusal(res); err != nil {
 		return "", err
 	}
 	var a struct {
@@ -263,7 +269,7 @@ func (p *probe) turnToken(ctx context.Context) (string, error) {
 			Credential string   `json:"credential"`
 		} `json:"ice_servers"`
 	}
-	if err := json.Unmarshal(body, &a); err != nil {
+	if err := json.Unmarshal(res.body, &a); err != nil {
 		return "", faultf("Look into the log of waf.", "the answer is no JSON")
 	}
 	for _, s := range a.Servers {
@@ -287,9 +293,9 @@ func (p *probe) logOut(ctx context.Context) (string, error) {
 	if p.config.Revocation == "" {
 		return "the authorization server offers no revocation; the session ends by its time", nil
 	}
-	res, body, err := p.post(ctx, p.config.Revocation, url.Values{"token": {p.login.Token}, "client_id": {p.config.Client}})
+	res, err := p.post(ctx, p.config.Revocation, url.Values{"token": {p.login.Token}, "client_id": {p.config.Client}})
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
-	return "session revoked", refusal(res, body)
+	return "session revoked", refusal(res)
 }
