@@ -1,6 +1,7 @@
 package epcscf
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -255,6 +256,10 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 			}
 		}
 		e.log.Warn("registration failed", "pseudonym", b.alias, "status", res.Status, "reason", res.Reason)
+		if status == 423 && tooShort(c, res) {
+			e.challenge(tx, f, credential{found: true, err: errShort})
+			return
+		}
 		tx.Reply(status, phrase, keepRetry(res)...)
 		return
 	}
@@ -334,6 +339,15 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 	r.Add("Supported", "path, outbound")
 	r.Add("Flow-Timer", strconv.Itoa(int(flowTimer/time.Second)))
 	tx.Respond(r)
+}
+
+// errShort refuses a token that ends before the shortest interval that the core registers: no REGISTER
+// under it can succeed, and a user agent that was told the interval would try at once and for ever.
+var errShort = errors.New("it ends before the core's shortest registration would")
+
+func tooShort(c *claims.SIP, res *siptx.Message) bool {
+	least, err := strconv.ParseUint(res.Get("Min-Expires"), 10, 32)
+	return err == nil && time.Until(time.Unix(c.Expiry, 0)) < time.Duration(least)*time.Second
 }
 
 func keepRetry(res *siptx.Message) []siptx.Header {

@@ -73,7 +73,7 @@ func makeSecrets(path string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // the link is what stays
+	defer func() { _ = os.Remove(f.Name()) }() // the link is what stays
 	_, err = f.Write(append(b, '\n'))
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err

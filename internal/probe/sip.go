@@ -387,8 +387,8 @@ func (f *flow) within(method string, cseq int) string {
 
 // answer takes the call that comes to B.
 func (f *flow) answer(ctx context.Context, p *probe) error {
-	m, err := f.next(ctx, func(m *siptx.Message) bool { return m.IsRequest() && m.Method == "INVITE" })
-	if err != nil {
+	m, _ := f.next(ctx, func(m *siptx.Message) bool { return m.IsRequest() && m.Method == "INVITE" })
+	if m == nil {
 		return nil // A is told why
 	}
 	r := m.Response(200, "OK", siptx.Header{Name: "Contact", Value: f.contact()}, siptx.Header{Name: "Content-Type", Value: "application/sdp"})

@@ -73,7 +73,7 @@ func (p *probe) portal(ctx context.Context) (string, error) {
 	}
 	begun := time.Now()
 	var way wayTimes
-	res, body, err := p.get(httptrace.WithClientTrace(ctx, way.trace()), strings.TrimSuffix(p.cfg.URL, "/")+"/config.json")
+	res, err := p.get(httptrace.WithClientTrace(ctx, way.trace()), strings.TrimSuffix(p.cfg.URL, "/")+"/config.json")
 	if err != nil {
 		return "", webFault(err, u.Host)
 	}
@@ -86,7 +86,7 @@ func (p *probe) portal(ctx context.Context) (string, error) {
 	if res.StatusCode == http.StatusServiceUnavailable {
 		return "", faultf("See that the role waf runs, and that https.url of the portal's configuration names it.", "the portal runs, but does not reach its authorization server (waf)")
 	}
-	if err := json.Unmarshal(body, &p.config); err != nil || res.StatusCode != http.StatusOK || p.config.Token == "" || p.config.SIP == "" {
+	if err := json.Unmarshal(res.body, &p.config); err != nil || res.StatusCode != http.StatusOK || p.config.Token == "" || p.config.SIP == "" {
 		return "", faultf("See that the address is that of wicgate's portal (wwsf).", "%s/config.json answers %s, which is no portal of wicgate", p.cfg.URL, res.Status)
 	}
 	leaf := res.TLS.PeerCertificates[0]
@@ -163,7 +163,7 @@ func webFault(err error, host string) error {
 		return faultf("Renew the certificate, or set the clock of this machine if it is wrong.", "the certificate of %s was good until %s, and this machine's clock says %s", host, stamp(invalid.Cert.NotAfter), stamp(now))
 	case errors.As(err, &invalid):
 		return faultf("Use a certificate for servers of a CA that may sign one: browsers refuse this one too.", "the certificate of %s is not good: %w", host, invalid)
-	case errors.As(err, &alien):
+	case errors.As(err, &alien), errors.Is(err, http.ErrSchemeMismatch):
 		return faultf("See that the port is that of https.listen.", "%s does not speak TLS", host)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return faultf("See that wicgate runs there and listens on this address (https.listen).", "nobody listens at %s", host)
@@ -182,35 +182,41 @@ func issuedBy(c *x509.Certificate) string {
 	return fmt.Sprintf(": %q", c.Issuer.String())
 }
 
-func (p *probe) get(ctx context.Context, u string) (*http.Response, []byte, error) {
+// reply is an answer that has been read.
+type reply struct {
+	*http.Response
+	body []byte
+}
+
+func (p *probe) get(ctx context.Context, u string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	return p.do(req)
 }
 
-func (p *probe) post(ctx context.Context, u string, form url.Values) (*http.Response, []byte, error) {
+func (p *probe) post(ctx context.Context, u string, form url.Values) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	return p.do(req)
 }
 
-func (p *probe) do(req *http.Request) (*http.Response, []byte, error) {
+func (p *probe) do(req *http.Request) (reply, error) {
 	res, err := p.web.client.Do(req)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	defer func() { _ = res.Body.Close() }() // only read from
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
-	return res, body, err
+	return reply{res, body}, err
 }
 
 func (p *probe) metadata(ctx context.Context) (string, error) {
-	res, body, err := p.get(ctx, p.config.Issuer+"/.well-known/oauth-authorization-server")
+	res, err := p.get(ctx, p.config.Issuer+"/.well-known/oauth-authorization-server")
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
@@ -220,7 +226,7 @@ func (p *probe) metadata(ctx context.Context) (string, error) {
 	var m struct {
 		Issuer string `json:"issuer"`
 	}
-	if json.Unmarshal(body, &m) != nil || m.Issuer != p.config.Issuer {
+	if json.Unmarshal(res.body, &m) != nil || m.Issuer != p.config.Issuer {
 		return "", faultf("https.url must be the same in the configuration of waf, wwsf and epcscf.", "%s answers as issuer %q", p.config.Issuer, m.Issuer)
 	}
 	return m.Issuer, nil
@@ -237,11 +243,11 @@ func (p *probe) logIn(ctx context.Context) (string, error) {
 		"response_type": {"code"}, "client_id": {p.config.Client}, "redirect_uri": {back}, "scope": {p.config.Scope}, "state": {state},
 		"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"},
 	}
-	res, body, err := p.get(ctx, p.config.Authorization+"?"+q.Encode())
+	res, err := p.get(ctx, p.config.Authorization+"?"+q.Encode())
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
-	form := formAction.FindSubmatch(body)
+	form := formAction.FindSubmatch(res.body)
 	if form == nil {
 		return "", faultf("The portal's address must be a redirect URI of the client: use https.url as it is configured.", "the log-in page answers %s without a form", res.Status)
 	}
@@ -252,7 +258,7 @@ func (p *probe) logIn(ctx context.Context) (string, error) {
 	if at, err = at.Parse(html.UnescapeString(string(form[1]))); err != nil {
 		return "", err
 	}
-	res, _, err = p.post(ctx, at.String(), url.Values{"username": {p.cfg.User}, "password": {string(p.cfg.Password.Expose())}})
+	res, err = p.post(ctx, at.String(), url.Values{"username": {p.cfg.User}, "password": {string(p.cfg.Password.Expose())}})
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
@@ -270,13 +276,13 @@ func (p *probe) logIn(ctx context.Context) (string, error) {
 	if a.Get("state") != state || a.Get("iss") != p.config.Issuer || a.Get("code") == "" {
 		return "", faultf("Look into the log of waf.", "the log-in answers with error %q", a.Get("error"))
 	}
-	res, body, err = p.post(ctx, p.config.Token, url.Values{
+	res, err = p.post(ctx, p.config.Token, url.Values{
 		"grant_type": {"authorization_code"}, "code": {a.Get("code")}, "redirect_uri": {back}, "client_id": {p.config.Client}, "code_verifier": {verifier},
 	})
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
-	return p.entered(res, body)
+	return p.entered(res)
 }
 
 func random(n int) string {
@@ -289,19 +295,19 @@ func (p *probe) guest(ctx context.Context) (string, error) {
 	if !p.config.Guests {
 		return "", faultf("Set waf.guests, or probe with --user.", "the portal lets no guests in")
 	}
-	res, body, err := p.post(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/guest", nil)
+	res, err := p.post(ctx, strings.TrimSuffix(p.cfg.URL, "/")+"/guest", nil)
 	if err != nil {
 		return "", webFault(err, p.cfg.URL)
 	}
-	return p.entered(res, body)
+	return p.entered(res)
 }
 
 // entered takes a token answer.
-func (p *probe) entered(res *http.Response, body []byte) (string, error) {
-	if err := refusal(res, body); err != nil {
+func (p *probe) entered(res reply) (string, error) {
+	if err := refusal(res); err != nil {
 		return "", err
 	}
-	if err := json.Unmarshal(body, &p.login); err != nil || p.login.Token == "" || len(p.login.IMS.IMPU) == 0 {
+	if err := json.Unmarshal(res.body, &p.login); err != nil || p.login.Token == "" || len(p.login.IMS.IMPU) == 0 {
 		return "", faultf("Look into the log of waf.", "the token answer holds no token, or no identity")
 	}
 	return fmt.Sprintf("%s, private %s, scenario %d, token for %v%s", p.login.IMS.IMPU[0], p.login.IMS.IMPI, p.login.IMS.Scenario, time.Duration(p.login.Expires)*time.Second, shownClaims(p.login.Token)), nil
@@ -332,7 +338,7 @@ type refused struct{ status, code, text string }
 func (r refused) Error() string { return strings.TrimSpace(r.status + ": " + r.code + " " + r.text) }
 
 // refusal reads an OAuth error, or that of POST /guest.
-func refusal(res *http.Response, body []byte) error {
+func refusal(res reply) error {
 	if res.StatusCode == http.StatusOK {
 		return nil
 	}
@@ -341,7 +347,7 @@ func refusal(res *http.Response, body []byte) error {
 		Description string `json:"error_description"`
 		Message     string `json:"message"`
 	}
-	_ = json.Unmarshal(body, &e) // what is not JSON has no words
+	_ = json.Unmarshal(res.body, &e) // what is not JSON has no words
 	check := "Look into the log of waf for the line with this moment's time."
 	if res.StatusCode == http.StatusServiceUnavailable || res.StatusCode == http.StatusTooManyRequests {
 		check = "Try again later: all guests' identities are taken (waf.guests), or one asks too often."
@@ -366,18 +372,18 @@ func (p *probe) exchange(ctx context.Context, audience string) (list []iceServer
 	if audience != "" {
 		form.Set("audience", audience)
 	}
-	res, body, err := p.post(ctx, p.config.Token, form)
+	res, err := p.post(ctx, p.config.Token, form)
 	if err != nil {
 		return nil, 0, webFault(err, p.config.Issuer)
 	}
-	if err := refusal(res, body); err != nil {
+	if err := refusal(res); err != nil {
 		return nil, 0, err
 	}
 	var a struct {
 		Expires int         `json:"expires_in"`
 		Servers []iceServer `json:"ice_servers"`
 	}
-	if err := json.Unmarshal(body, &a); err != nil {
+	if err := json.Unmarshal(res.body, &a); err != nil {
 		return nil, 0, faultf("Look into the log of waf.", "the answer is no JSON")
 	}
 	return a.Servers, time.Duration(a.Expires) * time.Second, nil
@@ -447,9 +453,9 @@ func (p *probe) logOut(ctx context.Context) (string, error) {
 	if p.config.Revocation == "" {
 		return "the authorization server offers no revocation; the session ends by its time", nil
 	}
-	res, body, err := p.post(ctx, p.config.Revocation, url.Values{"token": {p.login.Token}, "client_id": {p.config.Client}})
+	res, err := p.post(ctx, p.config.Revocation, url.Values{"token": {p.login.Token}, "client_id": {p.config.Client}})
 	if err != nil {
 		return "", webFault(err, p.config.Issuer)
 	}
-	return "session revoked", refusal(res, body)
+	return "session revoked", refusal(res)
 }

@@ -13,7 +13,8 @@ var (
 	only443 = []string{"iifname e0 meta l4proto udp", "iifname e0 tcp dport != 443"}
 )
 
-// anyWay to the relay: where all pass, the first one that comes up carries the call, mostly UDP.
+// anyWay to the relay: the first one that comes up carries the call. With UDP in its way that is mostly
+// TCP; TLS overtakes it on a busy machine.
 var anyWay = []string{"udp", "tcp", "tls"}
 
 // TestTransports: calls of two portals over the networks that people have. What is not let through
@@ -27,7 +28,7 @@ func TestTransports(t *testing.T) {
 		ways []string
 	}{
 		{"everything passes", nil, anyWay},
-		{"no UDP passes", noUDP, []string{"tcp"}},
+		{"no UDP passes", noUDP, anyWay[1:]},
 		{"only port 443 of TCP passes", only443, []string{"tls"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -36,9 +37,9 @@ func TestTransports(t *testing.T) {
 			s.call()
 			took := firstAudio(s.alice)
 			if c.drop != nil { // the first call also warms up
-				lab.Figure(t, "click to first audio over "+c.ways[0], "2 s", "%d ms", took.Milliseconds())
+				lab.Figure(t, "click to first audio, "+c.name, "2 s", "%d ms", took.Milliseconds())
 				if took > 2*time.Second {
-					t.Errorf("first audio over %v only %v after the click", c.ways, took)
+					t.Errorf("%s: first audio only %v after the click", c.name, took)
 				}
 			}
 			s.heard(2*time.Second, c.ways...)

@@ -82,8 +82,11 @@ func StartSCSCF(t testing.TB, subscribers map[string][]string) *SCSCF {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // its log says how it ended
+	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended, which is looked at below
 		select {
@@ -99,9 +102,8 @@ func StartSCSCF(t testing.TB, subscribers map[string][]string) *SCSCF {
 	})
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("Kamailio has ended: %v\n%s", err, s.Log())
+		case <-ended:
+			t.Fatalf("Kamailio has ended: %v\n%s", cmd.ProcessState, s.Log())
 		default:
 		}
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
@@ -125,6 +127,6 @@ func FreePort(t testing.TB) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // for its number alone
+	defer func() { _ = l.Close() }() // for its number alone
 	return l.Addr().(*net.TCPAddr).Port
 }

@@ -157,15 +157,17 @@ export class Phone {
       if (!this.stopping && ua.isConnected()) this.tell.registration("connecting", "Registering");
     });
     ua.on("registrationExpiring", () => {
-      if (this.login.life.left() > 0) ua.register();
+      // The rest of a token that is due is too short to register with; the new one registers.
+      if (this.login.life.due() > 0) ua.register();
+      else this.tell.stale();
     });
     ua.on("registrationFailed", (e) => {
       this.answered(false);
       if (!ua.isConnected()) return; // "disconnected" has told it
       const why = words.registration(e.response?.status_code, e.cause);
       this.tell.registration("refused", why.text);
-      if (why.again === "login" && this.login.life.left() === 0) {
-        this.tell.registration("connecting", "Renewing your log-in"); // the computer slept over it
+      if (why.again === "login" && this.login.life.due() === 0) {
+        this.tell.registration("connecting", "Renewing your log-in"); // the computer slept over it, or it is too short
         this.tell.stale();
         return;
       }
