@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -68,7 +69,7 @@ func (c *probeCmd) Run(out io.Writer) error {
 		needs = cfg.Needs()
 		report = probe.Core(ctx, cfg)
 	} else {
-		cfg, err := c.way()
+		cfg, err := c.way(ctx)
 		if err != nil {
 			return err
 		}
@@ -101,7 +102,7 @@ func (c *probeCmd) Run(out io.Writer) error {
 	return nil
 }
 
-func (c *probeCmd) way() (probe.Config, error) {
+func (c *probeCmd) way(ctx context.Context) (probe.Config, error) {
 	cfg := probe.Config{URL: strings.TrimSuffix(c.URL, "/"), Guest: c.Guest, User: c.User, Callee: c.Callee, Packets: c.Packets, TURNCredential: c.TURN}
 	switch {
 	case c.URL == "":
@@ -119,11 +120,11 @@ func (c *probeCmd) way() (probe.Config, error) {
 		return cfg, nil
 	}
 	var err error
-	cfg.Password, err = c.password()
+	cfg.Password, err = c.password(ctx)
 	return cfg, err
 }
 
-func (c *probeCmd) password() (secret.Bytes, error) {
+func (c *probeCmd) password(ctx context.Context) (secret.Bytes, error) {
 	if c.PwFile != "" {
 		b, err := os.ReadFile(c.PwFile)
 		if err != nil {
@@ -135,40 +136,60 @@ func (c *probeCmd) password() (secret.Bytes, error) {
 	if v, ok := os.LookupEnv("WICGATE_PASSWORD"); ok {
 		return secret.New([]byte(v)), nil
 	}
-	return askPassword(c.User)
+	return askPassword(ctx, c.User)
 }
 
-// askPassword reads a line of the terminal that is not shown.
-func askPassword(user string) (secret.Bytes, error) {
+// askPassword reads a line of the terminal that is not shown. It ends with ctx, and leaves the terminal
+// as it was.
+func askPassword(ctx context.Context, user string) (secret.Bytes, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return secret.Bytes{}, misuse("probe: no password and no terminal to ask at\n  hint: set WICGATE_PASSWORD, or give --password-file")
 	}
-	defer tty.Close()
-	fd := int(tty.Fd())
-	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	defer func() { _ = tty.Close() }() // nothing is buffered
+	old, err := echo(tty, nil)
 	if err != nil {
 		return secret.Bytes{}, fmt.Errorf("probe: terminal: %w", err)
 	}
-	quiet := *old
-	quiet.Lflag &^= unix.ECHO
-	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &quiet); err != nil {
-		return secret.Bytes{}, fmt.Errorf("probe: terminal: %w", err)
-	}
 	defer func() {
-		_ = unix.IoctlSetTermios(fd, unix.TCSETS, old) // it was set a moment before
+		_, _ = echo(tty, old) // it was set a moment before
 		fmt.Fprintln(tty)
 	}()
 	fmt.Fprintf(tty, "Password of %s: ", user)
+	defer context.AfterFunc(ctx, func() { _ = tty.SetReadDeadline(time.Unix(1, 0)) })() // else a Ctrl-C waits for Enter
 	var line []byte
 	b := make([]byte, 1)
 	for len(line) < 1024 {
-		if n, err := tty.Read(b); err != nil || n == 0 || b[0] == '\n' {
-			break
+		n, err := tty.Read(b)
+		switch {
+		case ctx.Err() != nil:
+			return secret.Bytes{}, errors.New("interrupted: no password was given")
+		case err != nil || n == 0 || b[0] == '\n':
+			return secret.New(line), nil
 		}
 		line = append(line, b[0])
 	}
-	return secret.New(line), nil
+	return secret.Bytes{}, errors.New("probe: the password is too long: 1024 bytes are the most")
+}
+
+// echo turns the terminal's echo off, or makes the terminal again what it was. It returns what it was.
+func echo(tty *os.File, to *unix.Termios) (was *unix.Termios, err error) {
+	c, err := tty.SyscallConn() // Fd would make reads uninterruptible
+	if err != nil {
+		return nil, err
+	}
+	e := c.Control(func(fd uintptr) {
+		if was, err = unix.IoctlGetTermios(int(fd), unix.TCGETS); err != nil {
+			return
+		}
+		next := *was
+		next.Lflag &^= unix.ECHO
+		if to != nil {
+			next = *to
+		}
+		err = unix.IoctlSetTermios(int(fd), unix.TCSETS, &next)
+	})
+	return was, errors.Join(e, err)
 }
 
 func (c *probeCmd) core() (probe.CoreConfig, error) {
@@ -202,7 +223,7 @@ func newShow(out io.Writer, quiet bool) show {
 	live := false
 	if ok {
 		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		live = err == nil
+		live = err == nil && os.Getenv("TERM") != "dumb"
 	}
 	return show{out, live, live && os.Getenv("NO_COLOR") == "", quiet}
 }
@@ -232,7 +253,11 @@ func (s show) end(t probe.Step) {
 			took = t.Took.Round(10 * time.Millisecond).String()
 		}
 	}
-	fmt.Fprintf(s.out, "  %s %-36s %9s  %s\n", word, t.Name, took, t.Detail)
+	detail := t.Detail
+	if t.Clause != "" {
+		detail += " (" + t.Clause + ")"
+	}
+	fmt.Fprintf(s.out, "  %s %-36s %9s  %s\n", word, t.Name, took, detail)
 	if t.Check != "" {
 		fmt.Fprintf(s.out, "           check: %s\n", t.Check)
 	}

@@ -76,7 +76,7 @@ func Core(ctx context.Context, cfg CoreConfig) Report {
 	reached := r.step(ctx, "core", true, c.connect)
 	defer c.close()
 	for _, k := range c.cases() {
-		r.step(ctx, k.name+" ("+k.clause+")", reached, func(ctx context.Context) (string, error) { return c.run(ctx, k) })
+		r.demanded(ctx, k.name, k.clause, reached, func(ctx context.Context) (string, error) { return c.run(ctx, k) })
 	}
 	if reached && c.registered {
 		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)

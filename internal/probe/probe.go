@@ -36,6 +36,7 @@ const (
 // Step is one step done.
 type Step struct {
 	Name   string        `json:"name"`
+	Clause string        `json:"clause,omitempty"` // what demands it
 	State  State         `json:"state"`
 	Took   time.Duration `json:"-"`
 	Detail string        `json:"detail"`          // what was found, or what went wrong; no secret
@@ -113,7 +114,12 @@ type runner struct {
 
 // step runs f, unless need is false, and reports whether it went well.
 func (r *runner) step(ctx context.Context, name string, need bool, f func(ctx context.Context) (string, error)) bool {
-	s := Step{Name: name, State: Skipped, Detail: "needs a step that failed"}
+	return r.demanded(ctx, name, "", need, f)
+}
+
+// demanded is step with the clause that demands it.
+func (r *runner) demanded(ctx context.Context, name, clause string, need bool, f func(ctx context.Context) (string, error)) bool {
+	s := Step{Name: name, Clause: clause, State: Skipped, Detail: "needs a step that failed"}
 	if need && ctx.Err() != nil {
 		s.Detail = "interrupted"
 		need = false

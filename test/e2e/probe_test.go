@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"wicgate/internal/listen"
 	"wicgate/test/lab"
@@ -94,6 +97,55 @@ func (p *probed) step(name string) (state string) {
 		}
 	}
 	return "none"
+}
+
+// onTerminal runs a command on a terminal of its own, types once it has asked, and returns what the
+// screen was sent.
+func onTerminal(t *testing.T, cmd *exec.Cmd, asked, typed string) (screen string, err error) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if cmd.Env == nil {
+		cmd.Env = append(os.Environ(), "NO_COLOR=", "TERM=xterm")
+	}
+	err = cmd.Start()
+	_ = slave.Close() // the child has its own
+	if err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(60*time.Second, func() { _ = cmd.Process.Kill() }) // else the read below may wait for ever
+	defer timer.Stop()
+	var b strings.Builder
+	buf := make([]byte, 4096)
+	for told := false; ; {
+		n, err := master.Read(buf)
+		b.Write(buf[:n])
+		if err != nil { // EIO: the last process has closed it
+			return b.String(), cmd.Wait()
+		}
+		if !told && strings.Contains(b.String(), asked) {
+			told = true
+			if _, err := master.WriteString(typed); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
 
 // TestProbe: the ways that go well, and what a person does wrong.
@@ -194,6 +246,28 @@ func TestProbe(t *testing.T) {
 			}
 		}
 	})
+	t.Run("terminal", func(t *testing.T) {
+		cmd := h.Command(lab.Binary(t), "probe", portal, "--user", "alice", "--ca", ca, "--packets", "5")
+		screen, err := onTerminal(t, cmd, "Password of alice: ", password+"\n")
+		if exitCode(t, err) != 0 || strings.Contains(screen, password) {
+			t.Errorf("%v, or the password is shown:\n%q", err, screen)
+		}
+		for _, want := range []string{"  ..       portal\r\x1b[K  \x1b[32mok      \x1b[0m portal", "  ..       echo udp", "log out"} {
+			if !strings.Contains(screen, want) {
+				t.Errorf("no %q in\n%q", want, screen)
+			}
+		}
+		cmd = h.Command(lab.Binary(t), "probe", portal, "--user", "alice", "--ca", ca, "--packets", "5")
+		cmd.Env = append(os.Environ(), "NO_COLOR=1")
+		if screen, err = onTerminal(t, cmd, "Password of alice: ", password+"\n"); exitCode(t, err) != 0 || !strings.Contains(screen, "  ..       portal\r\x1b[K  ok       portal") {
+			t.Errorf("%v\n%q", err, screen)
+		}
+		cmd = h.Command(lab.Binary(t), "probe", portal, "--user", "alice", "--ca", ca)
+		if screen, err = onTerminal(t, cmd, "Password of alice: ", "abc\x03"); exitCode(t, err) != 1 || !strings.Contains(screen, "interrupted: no password was given") {
+			t.Errorf("%v\n%q", err, screen)
+		}
+		empty(t)
+	})
 	t.Run("Ctrl-C", func(t *testing.T) {
 		cmd := h.Command(lab.Binary(t), "probe", portal, "--guest", "--ca", ca, "--packets", "500")
 		var out bytes.Buffer
@@ -219,7 +293,7 @@ func TestProbe(t *testing.T) {
 	t.Run("core", func(t *testing.T) {
 		p := probe(t, h, nil, "--core")
 		p.good(15)
-		if n := strings.Count(p.stdout, `"clause": `); n != 11 {
+		if n := strings.Count(p.stdout, `"clause": `); n != 14+11 { // of cases and of needs
 			t.Errorf("%d needs in\n%s", n, p.stdout)
 		}
 		empty(t)
