@@ -93,8 +93,8 @@ func (c *probeCmd) Run(out io.Writer) error {
 			return err
 		}
 	}
-	if n := report.Failed(); n > 0 {
-		return fmt.Errorf("%d of %d steps failed", n, len(report.Steps))
+	if n := report.Count(probe.Failed); n > 0 {
+		return fmt.Errorf("%d of %d steps failed, %d skipped", n, len(report.Steps), report.Count(probe.Skipped))
 	}
 	if ctx.Err() != nil {
 		return errors.New("interrupted: not all steps were taken")

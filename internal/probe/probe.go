@@ -58,10 +58,10 @@ type Report struct {
 	Steps  []Step `json:"steps"`
 }
 
-// Failed says how many steps have.
-func (r Report) Failed() (n int) {
+// Count says how many steps are in a state.
+func (r Report) Count(state State) (n int) {
 	for _, s := range r.Steps {
-		if s.State == Failed {
+		if s.State == state {
 			n++
 		}
 	}

@@ -46,7 +46,7 @@ func TestClock(t *testing.T) {
 		if (c.fault == "") != (s.State == OK) || !strings.Contains(s.Detail, c.fault) {
 			t.Errorf("%v: %+v", c.off, s)
 		}
-		if c.fault != "" && (!strings.Contains(s.Check, "NTP") || r.Failed() != 1 || r.Steps[1].State != Skipped) {
+		if c.fault != "" && (!strings.Contains(s.Check, "NTP") || r.Count(Failed) != 1 || r.Steps[1].State != Skipped) {
 			t.Errorf("%v: %+v", c.off, r)
 		}
 	}
@@ -145,8 +145,8 @@ func TestCoreThatTakesEverything(t *testing.T) {
 	if n := registered(); n != 0 {
 		t.Errorf("%d identities are registered at the end", n)
 	}
-	if len(r.Steps) != 15 || r.Failed() != 11 {
-		t.Errorf("%d of %d failed: %+v", r.Failed(), len(r.Steps), r.Steps)
+	if len(r.Steps) != 15 || r.Count(Failed) != 11 {
+		t.Errorf("%d of %d failed: %+v", r.Count(Failed), len(r.Steps), r.Steps)
 	}
 	for _, s := range r.Steps {
 		good := s.Name == "core" || strings.HasPrefix(s.Name, "trusted registration") || strings.HasPrefix(s.Name, "the same again") || strings.HasPrefix(s.Name, "de-registration")
@@ -230,7 +230,7 @@ func TestMuteCore(t *testing.T) {
 
 func TestCoreIsNotThere(t *testing.T) {
 	r := Core(t.Context(), CoreConfig{NextHop: netip.MustParseAddrPort("127.0.0.1:1"), Listen: netip.MustParseAddrPort("127.0.0.1:5060"), Domain: "ims.test", IMPI: "a@ims.test", IMPU: "sip:a@ims.test"})
-	if r.Failed() != 1 || r.Steps[0].State != Failed || !strings.Contains(r.Steps[0].Check, "epcscf.core") || r.Steps[1].State != Skipped {
+	if r.Count(Failed) != 1 || r.Steps[0].State != Failed || !strings.Contains(r.Steps[0].Check, "epcscf.core") || r.Steps[1].State != Skipped {
 		t.Errorf("%+v", r.Steps)
 	}
 }
