@@ -73,8 +73,17 @@ func (c *Chromium) Page(name string) *Page {
 	p := &Page{c.t, chromiumTab{ctx}, name}
 	p.permit("microphone", browser.PermissionSettingGranted)
 	p.permit("camera", browser.PermissionSettingGranted)
+	p.Before(noEchoCancellation)
 	return p
 }
+
+// noEchoCancellation: the fake microphones of both sides beep alike, once a second. Whenever the two
+// beeps meet, the echo canceller takes the own one for the other's echo, and a side falls silent for many seconds.
+const noEchoCancellation = `{ const real = MediaDevices.prototype.getUserMedia;
+MediaDevices.prototype.getUserMedia = function (c) {
+  const off = {echoCancellation: false, noiseSuppression: false, autoGainControl: false};
+  return real.call(this, c?.audio ? {...c, audio: {...(c.audio === true ? {} : c.audio), ...off}} : c);
+}; }`
 
 // chromiumTab is a tab over CDP. The context of a call bounds it; the tab's own carries it.
 type chromiumTab struct{ ctx context.Context }
