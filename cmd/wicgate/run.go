@@ -483,6 +483,6 @@ func (h *house) greetPortal(out io.Writer) {
 		for _, u := range h.users {
 			fmt.Fprintf(out, "         %-8s password  %s\n", u.Name, u.Password.Expose())
 		}
-		fmt.Fprintf(out, "         and call one from the other.\n")
+		fmt.Fprintf(out, "         and call one from the other. A guest needs no password.\n")
 	}
 }
