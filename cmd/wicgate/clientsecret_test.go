@@ -31,8 +31,8 @@ func TestClientSecretFile(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", info, err)
 	}
-	if files, _ := os.ReadDir(dir); len(files) != 1 {
-		t.Errorf("files left over: %v", files)
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
+		t.Errorf("files left over: %v, %v", files, err)
 	}
 	if s, err := readClientSecret(path); err != nil || string(s.Expose()) != got[0] {
 		t.Errorf("%v", err)

@@ -17,8 +17,7 @@ import (
 // news joins who issues credentials, waf and epcscf, and who enforces their end, turn and epcscf.
 type news struct {
 	issuer   *session.Issuer
-	follower *session.Follower
-	hear     []session.Handler // of the roles of this process
+	follower *session.Follower // tells the roles of this process
 }
 
 // openNews needs the bus where there is one. turn alone without bus.url has a store in memory: its
@@ -33,36 +32,7 @@ func (h *house) openNews(*http.ServeMux) error {
 	}
 	n := &h.news
 	n.issuer = session.NewIssuer(st, st, h.log)
-	n.follower = session.NewFollower(st, st, h.log, session.Handler{
-		Extended: func(pseudonym string, until time.Time) {
-			for _, r := range n.hear {
-				if r.Extended != nil {
-					r.Extended(pseudonym, until)
-				}
-			}
-		},
-		Revoked: func(v session.Revocation) {
-			for _, r := range n.hear {
-				if r.Revoked != nil {
-					r.Revoked(v)
-				}
-			}
-		},
-		Missed: func() {
-			for _, r := range n.hear {
-				if r.Missed != nil {
-					r.Missed()
-				}
-			}
-		},
-		Blind: func(blind bool) {
-			for _, r := range n.hear {
-				if r.Blind != nil {
-					r.Blind(blind)
-				}
-			}
-		},
-	})
+	n.follower = session.NewFollower(st, st, h.log)
 	return nil
 }
 

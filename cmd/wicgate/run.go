@@ -297,7 +297,7 @@ func (h *house) turn(*http.ServeMux) error {
 		return err
 	}
 	h.operator.turn = s
-	h.news.hear = append(h.news.hear, session.Handler{
+	h.news.follower.Hear(session.Handler{
 		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
 	})
 	h.add("turn", s.Serve, func() any { return s.Stats() })
@@ -438,7 +438,7 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 	if err != nil {
 		return err
 	}
-	h.news.hear = append(h.news.hear, session.Handler{Revoked: func(r session.Revocation) { e.Revoke(r.Pseudonym, r.Reason) }})
+	h.news.follower.Hear(session.Handler{Revoked: func(r session.Revocation) { e.Revoke(r.Pseudonym, r.Reason) }})
 	mux.Handle(sipPath, e.Handler())
 	h.add("epcscf", e.Serve, func() any { return e.Stats() })
 	return nil

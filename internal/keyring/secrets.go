@@ -39,12 +39,17 @@ func OpenSecrets(path string, make bool) ([]secret.Bytes, error) {
 	defer f.Close()
 	if st, err := f.Stat(); err != nil {
 		return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
+	} else if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("keyring: %s is no regular file", path)
 	} else if st.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("keyring: %s may be read or written by others (mode %#o)\n  hint: chmod 600 %s", path, st.Mode().Perm(), path)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
-	if err != nil || len(b) > maxSecretFile {
-		return nil, fmt.Errorf("keyring: TURN secrets: %s: longer than %d bytes, or %w", path, maxSecretFile, err)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
+	}
+	if len(b) > maxSecretFile {
+		return nil, fmt.Errorf("keyring: %s is longer than %d bytes", path, maxSecretFile)
 	}
 	var list []secret.Bytes
 	for i, line := range bytes.Split(b, []byte{'\n'}) {

@@ -33,6 +33,9 @@ func TestOpenSecrets(t *testing.T) {
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
 		t.Errorf("%v left, %v", files, err)
 	}
+	if _, err := OpenSecrets(dir, true); err == nil || !strings.Contains(err.Error(), "no regular file") {
+		t.Errorf("a folder: %v", err)
+	}
 	for _, c := range []struct {
 		text, fault string
 		mode        os.FileMode
@@ -57,7 +60,7 @@ func TestOpenSecrets(t *testing.T) {
 			if err != nil || len(list) != 2 || string(list[0].Expose()) != "secret-number-two-xx" || string(list[1].Expose()) != "secret-number-one-xx" {
 				t.Errorf("%v, %v", list, err)
 			}
-		case err == nil || !strings.Contains(err.Error(), c.fault):
+		case err == nil || !strings.Contains(err.Error(), c.fault) || strings.Contains(err.Error(), "%!"):
 			t.Errorf("%q: %v", c.fault, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"net/url"
@@ -25,6 +26,7 @@ type flow struct {
 	p        *probe
 	name     string // "A" or "B", for errors
 	conn     net.Conn
+	in       io.Reader           // of conn, at most maxRead
 	messages chan *siptx.Message // closed by the reader; what finds no room is lost
 	reading  sync.WaitGroup
 	writing  sync.Mutex
@@ -74,7 +76,7 @@ func (p *probe) connect(ctx context.Context, name string) (*flow, error) {
 		_ = conn.Close()
 		return nil, faultf("See what stands between: a proxy may drop Sec-WebSocket-Protocol.", "the WebSocket's sub-protocol is %q, not sip (RFC 7118 §4)", hs.Protocol)
 	}
-	f := &flow{p: p, name: name, conn: conn, messages: make(chan *siptx.Message, 64), host: strings.ToLower(rand.Text()[:12]) + ".invalid", instance: uuid(), tag: rand.Text()[:10], callID: rand.Text()}
+	f := &flow{p: p, name: name, conn: conn, in: io.LimitReader(conn, maxRead), messages: make(chan *siptx.Message, 64), host: strings.ToLower(rand.Text()[:12]) + ".invalid", instance: uuid(), tag: rand.Text()[:10], callID: rand.Text()}
 	f.reading.Go(f.read)
 	return f, nil
 }
@@ -104,10 +106,13 @@ func (f *flow) read() {
 	}
 }
 
+// maxRead bounds what is read from an edge in all, in bytes: a probe is told some ten messages.
+const maxRead = 4 << 20
+
 // lockedWriter lets the reader answer control frames between our messages.
 type lockedWriter struct{ f *flow }
 
-func (w lockedWriter) Read(b []byte) (int, error) { return w.f.conn.Read(b) }
+func (w lockedWriter) Read(b []byte) (int, error) { return w.f.in.Read(b) }
 func (w lockedWriter) Write(b []byte) (int, error) {
 	w.f.writing.Lock()
 	defer w.f.writing.Unlock()

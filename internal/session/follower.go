@@ -29,15 +29,16 @@ type Handler struct {
 
 // Follower hears the news and remembers who is revoked.
 type Follower struct {
-	store   store.Store
-	bus     store.Bus
-	log     *slog.Logger
-	handler Handler
+	store store.Store
+	bus   store.Bus
+	log   *slog.Logger
+	hear  []Handler
 
-	telling sync.Mutex // held while the handler is called
+	telling sync.Mutex // held while handlers are called
 
 	mu      sync.Mutex // guards the following
 	revoked map[string]time.Time
+	swept   time.Time // when revoked was last looked through for what is over
 	seen    uint64    // every revocation up to it is known
 	above   []uint64  // known ones above a gap
 	head    uint64    // the highest number heard of
@@ -46,12 +47,24 @@ type Follower struct {
 	blind   bool
 }
 
-// NewFollower returns a Follower; log may be nil.
-func NewFollower(st store.Store, bus store.Bus, log *slog.Logger, h Handler) *Follower {
+// NewFollower returns a Follower that tells each of hear; log may be nil.
+func NewFollower(st store.Store, bus store.Bus, log *slog.Logger, hear ...Handler) *Follower {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{store: st, bus: bus, log: log, handler: h, revoked: map[string]time.Time{}}
+	return &Follower{store: st, bus: bus, log: log, hear: hear, revoked: map[string]time.Time{}}
+}
+
+// Hear adds a handler, before Start.
+func (f *Follower) Hear(h Handler) { f.hear = append(f.hear, h) }
+
+// tell calls the handlers, one at a time.
+func (f *Follower) tell(what func(Handler)) {
+	f.telling.Lock()
+	defer f.telling.Unlock()
+	for _, h := range f.hear {
+		what(h)
+	}
 }
 
 // Revoked reports whether the session of pseudonym has been revoked. Safe for concurrent use.
@@ -153,7 +166,8 @@ func (f *Follower) take(r Revocation) {
 		return
 	}
 	f.mu.Lock()
-	if len(f.revoked) >= maxRevoked {
+	if len(f.revoked) >= maxRevoked && now.Sub(f.swept) > sweepEvery {
+		f.swept = now
 		for p, until := range f.revoked {
 			if !now.Before(until) {
 				delete(f.revoked, p)
@@ -166,11 +180,11 @@ func (f *Follower) take(r Revocation) {
 		f.log.Error("session: too many revocations are alive to remember this one; its allocations end, but its tokens stay good", "pseudonym", r.Pseudonym, "remembered", maxRevoked)
 	}
 	f.mu.Unlock()
-	f.telling.Lock()
-	defer f.telling.Unlock()
-	if f.handler.Revoked != nil {
-		f.handler.Revoked(r)
-	}
+	f.tell(func(h Handler) {
+		if h.Revoked != nil {
+			h.Revoked(r)
+		}
+	})
 }
 
 func (f *Follower) onRevoked(m store.Message) {
@@ -198,11 +212,11 @@ func (f *Follower) onExtended(m store.Message) {
 		f.log.Error("session: malformed extension on the bus")
 		return
 	}
-	f.telling.Lock()
-	defer f.telling.Unlock()
-	if f.handler.Extended != nil {
-		f.handler.Extended(e.Pseudonym, e.Until)
-	}
+	f.tell(func(h Handler) {
+		if h.Extended != nil {
+			h.Extended(e.Pseudonym, e.Until)
+		}
+	})
 }
 
 func (f *Follower) onHead(m store.Message) {
@@ -265,11 +279,11 @@ func (f *Follower) follow(ctx context.Context) {
 		return
 	}
 	f.see(false)
-	f.telling.Lock()
-	defer f.telling.Unlock()
-	if f.handler.Missed != nil {
-		f.handler.Missed()
-	}
+	f.tell(func(h Handler) {
+		if h.Missed != nil {
+			h.Missed()
+		}
+	})
 }
 
 // read reads the revocations of these numbers. One that is not there has passed its time, or has
@@ -315,9 +329,9 @@ func (f *Follower) see(failed bool) {
 	} else {
 		f.log.Info("session: news of revocations are heard again")
 	}
-	f.telling.Lock()
-	defer f.telling.Unlock()
-	if f.handler.Blind != nil {
-		f.handler.Blind(blind)
-	}
+	f.tell(func(h Handler) {
+		if h.Blind != nil {
+			h.Blind(blind)
+		}
+	})
 }

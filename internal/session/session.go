@@ -44,6 +44,9 @@ const (
 	maxLife = 31 * 24 * time.Hour
 	// maxRevoked bounds the revocations that are remembered at once, some 100 bytes each.
 	maxRevoked = 200_000
+	// sweepEvery is how often they are looked through, at most, while there is no room: who asks for one
+	// waits for that.
+	sweepEvery = time.Minute
 )
 
 // Revocation says that a session has ended.

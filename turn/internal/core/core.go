@@ -46,6 +46,8 @@ const (
 	// maxLiving bounds the sessions of which it is known how long they live, some 100 bytes each.
 	// Those beyond are treated as if nothing had been said.
 	maxLiving = 200_000
+	// sweepEvery is how often they are looked through, at most.
+	sweepEvery = time.Minute
 )
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
@@ -124,6 +126,7 @@ type Core struct {
 	lastID ID
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
+	swept    time.Time            // when living was last looked through for what is over
 	draining bool
 	blind    bool
 	random   [64 * 12]byte // transaction ids of indications, used from the end
@@ -308,7 +311,9 @@ func (c *Core) Blind(blind bool) { c.blind = blind }
 // Extend is the issuer's news that the session of pseudonym lives until the given time. Under the
 // policy Session its allocations may be refreshed until then; old news shorten nothing.
 func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
-	if len(c.living) >= maxLiving { // the map is as large as the log-ins of hours
+	// The map is as large as the log-ins of hours. While it is full, a look through it holds up packets.
+	if len(c.living) >= maxLiving && now.Sub(c.swept) > sweepEvery {
+		c.swept = now
 		for p, end := range c.living {
 			if !now.Before(end) {
 				delete(c.living, p)

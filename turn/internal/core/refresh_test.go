@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 
@@ -139,6 +140,32 @@ func TestSessionPolicy(t *testing.T) {
 		if got := w.now.Sub(begun); got < c.lives-2*time.Second || got > c.lives+2*time.Second {
 			t.Errorf("%s: lived %v, want %v", c.name, got, c.lives)
 		}
+	}
+}
+
+// TestLivingIsBounded: news of more sessions than are remembered takes no memory, and no look through
+// all of them each time; what is over makes room.
+func TestLivingIsBounded(t *testing.T) {
+	w := newWorld(t)
+	for i := range maxLiving {
+		w.core.living[strconv.Itoa(i)] = w.now.Add(time.Hour)
+	}
+	w.core.Extend(w.now, "first", w.now.Add(time.Hour))
+	looked := w.core.swept
+	for i := range 1000 {
+		w.now = w.now.Add(time.Millisecond)
+		w.core.Extend(w.now, "more-"+strconv.Itoa(i), w.now.Add(time.Hour))
+	}
+	if looked.IsZero() || w.core.swept != looked {
+		t.Error("each extension looks through all")
+	}
+	if n := len(w.core.living); n != maxLiving {
+		t.Errorf("%d sessions", n)
+	}
+	w.now = w.now.Add(61 * time.Minute)
+	w.core.Extend(w.now, "later", w.now.Add(time.Hour))
+	if n := len(w.core.living); n != 1 {
+		t.Errorf("%d sessions after their end", n)
 	}
 }
 
