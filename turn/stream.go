@@ -206,9 +206,10 @@ func (s *Server) toStream(a *core.Action) {
 
 // serveStream serves one connection until it ends, and its allocation with it.
 func (s *Server) serveStream(conn *listen.Conn) {
+	number := uint16(len(s.listeners) + conn.Listener)
 	c := &stream{
 		conn: conn, wake: make(chan struct{}, 1),
-		tuple: core.Tuple{Client: conn.Remote, Listener: uint16(len(s.listeners) + conn.Listener), Transport: stun.ProtocolTCP},
+		tuple: core.Tuple{Client: conn.Remote, Listener: number, Transport: stun.ProtocolTCP, Tenant: s.chosen.by(number, conn.ServerName)},
 	}
 	conn.SetWriteBuffer(streamBuffer)
 	if !s.streams.add(c) {

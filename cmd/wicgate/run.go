@@ -286,12 +286,14 @@ func (h *house) turn(*http.ServeMux) error {
 		h.shared = listen.NewHandover(web)
 	}
 	s, err := turn.New(turn.Config{
-		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
+		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
 		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
-		Peers: peers, Keys: h.rings,
-		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
-		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
-		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
+		Tenant: turn.Tenant{
+			Name: c.Name, Peers: peers, Keys: h.rings,
+			Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
+			GraceMax: time.Duration(c.GraceMax), Quota: c.Quota, Secrets: give,
+		},
+		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 	})
 	if err != nil {
 		return err

@@ -414,7 +414,7 @@ func (c *Client) authenticator(method stun.Method) *authenticator {
 	if cr.token != nil {
 		a.key = cr.mac.Expose()
 	} else {
-		k := stun.LongTermKey([]byte(cr.username), []byte(realm), cr.password.Expose())
+		k := stun.MD5.Key([]byte(cr.username), []byte(realm), cr.password.Expose())
 		a.key = k[:]
 	}
 	a.attrs = func(b []byte) []byte {

@@ -96,7 +96,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		return
 	}
 	// 10. Quota, by the pseudonym and not by USERNAME, of which each token is a new one.
-	if len(c.owners[r.cred.owner]) >= c.cfg.Quota {
+	if r.tenant.count(r.cred.owner) >= r.tenant.Quota {
 		c.fail(r, out, 486, CauseQuota, nil)
 		return
 	}
@@ -108,7 +108,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 508, CauseBlind, nil)
 		return
 	}
-	if len(c.ids) >= c.cfg.MaxAllocations {
+	if len(c.ids) >= c.cfg.MaxAllocations || r.tenant.allocations >= r.tenant.QuotaTenant {
 		c.fail(r, out, 508, CauseCapacity, nil)
 		return
 	}
@@ -126,7 +126,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
-	c.owners[a.owner] = append(c.owners[a.owner], a)
+	r.tenant.add(a)
 	heap.Push(&c.queue, a)
 	out.Actions = append(out.Actions, Action{Kind: Open, ID: a.id, Even: even, Tuple: a.tuple})
 }
