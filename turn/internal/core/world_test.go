@@ -82,19 +82,25 @@ func (w *world) issue(s shape, pseudonym string, at time.Time, life time.Duratio
 
 func (w *world) issueUnder(ring *keyring.Ring, s shape, kid string, at time.Time, life time.Duration) cred {
 	w.t.Helper()
+	return w.issueFor(realm, realm, ring, s, kid, at, life)
+}
+
+// issueFor makes a token for the server name, for a client that is challenged with REALM asked.
+func (w *world) issueFor(name, asked string, ring *keyring.Ring, s shape, kid string, at time.Time, life time.Duration) cred {
+	w.t.Helper()
 	k, f, _, ok := ring.Key(kid)
 	if !ok {
 		w.t.Fatalf("no key for kid %q", kid)
 	}
 	mac := token.NewMACKey()
-	tok, err := token.Seal(f, k, realm, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(at), Lifetime: life})
+	tok, err := token.Seal(f, k, name, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(at), Lifetime: life})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return shaped(s, kid, tok, mac)
+	return shaped(s, asked, kid, tok, mac)
 }
 
-func shaped(s shape, kid string, tok []byte, mac secret.Bytes) cred {
+func shaped(s shape, realm, kid string, tok []byte, mac secret.Bytes) cred {
 	if s == inToken {
 		return cred{username: kid, realm: realm, key: mac.Expose(), token: tok}
 	}
