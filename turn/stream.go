@@ -245,7 +245,7 @@ func (s *Server) serveStream(conn *listen.Conn) {
 // readStream hands the messages of a connection to the core until it ends, and notes why if that is
 // not the client's doing.
 func (s *Server) readStream(c *stream, w *worker) error {
-	f := framer{r: c.conn, longest: strangerFrame}
+	f := framer{r: c.conn, longest: strangerFrame, rfc5766: s.cfg.ChannelNumbers5766}
 	held := time.Now() // when it last had an allocation
 	var armed time.Time
 	next := held.Add(s.cfg.Idle)
@@ -310,6 +310,7 @@ var errTooLong = errors.New("turn: message longer than this client may send")
 type framer struct {
 	r       io.Reader
 	longest int
+	rfc5766 bool // channel numbers of RFC 5766 too
 	buf     []byte
 	from    int // unread bytes are buf[from:to]
 	to      int
@@ -319,7 +320,7 @@ type framer struct {
 // error of a deadline it may be called again; nothing is lost.
 func (f *framer) next() ([]byte, error) {
 	for {
-		size, err := stun.StreamSize(f.buf[f.from:f.to])
+		size, err := stun.StreamSize(f.buf[f.from:f.to], f.rfc5766)
 		switch {
 		case err != nil:
 			return nil, err

@@ -100,6 +100,9 @@ type Config struct {
 	MaxAllocations int // 0 = as many as relay ports
 	MaxPermissions int // for each allocation; 0 = 64
 	MaxChannels    int // for each allocation; 0 = 64
+	// ChannelNumbers5766 takes the channel numbers of RFC 5766 too, 0x5000 to 0x7FFF, which RFC 8656
+	// §12 gave up. Debian's turnutils_uclient needs it.
+	ChannelNumbers5766 bool
 
 	// Replies to one source address that has not shown a valid nonce: at once, and a second.
 	// Zeros mean 100 and 20.
@@ -157,7 +160,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	c := core.Config{
 		Tenant: s.cfg.Tenant, RelayIPv6: s.cfg.Relay.Advertise.Is6(),
-		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels,
+		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}
 	for _, t := range s.cfg.Tenants {

@@ -47,12 +47,12 @@ func TestUsers(t *testing.T) {
 
 	// A bad file changes nothing, and says where.
 	for bad, text := range map[string]string{
-		"8493fbc53ba582fb4c044c456bdc40eb user\n":                                        ":1: want a key",
-		"x - user\n":                                                                     ":1: a key of 1 characters",
-		"- - user\n":                                                                     ":1: a user without a key",
-		"8493fbc53ba582fb4c044c456bdc40eb - a\n8493fbc53ba582fb4c044c456bdc40eb - a\n":   `:2: user "a" is there twice`,
+		"8493fbc53ba582fb4c044c456bdc40eb user\n": ":1: want a key",
+		"x - user\n": ":1: a key of 1 characters",
+		"- - user\n": ":1: a user without a key",
+		"8493fbc53ba582fb4c044c456bdc40eb - a\n8493fbc53ba582fb4c044c456bdc40eb - a\n":    `:2: user "a" is there twice`,
 		"8493fbc53ba582fb4c044c456bdc40eb - " + strings.Repeat("u", maxUsername+1) + "\n": ":1: want a key",
-		"8493fbc53ba582fb4c044c456bdc40eb - \xff\n":                                      ":1: want a key",
+		"8493fbc53ba582fb4c044c456bdc40eb - \xff\n":                                       ":1: want a key",
 	} {
 		write(bad)
 		if err := u.Reload(); err == nil || !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "8493") {

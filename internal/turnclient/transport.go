@@ -100,7 +100,7 @@ func (c *connection) read(b []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	size, err := stun.StreamSize(head)
+	size, err := stun.StreamSize(head, false)
 	if err != nil {
 		return 0, err
 	}

@@ -47,7 +47,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	if c.cfg.RelayIPv6 {
 		ours, other = other, ours
 	}
-	create := answer{id: r.msg.TransactionID(), sha256: r.msg.HasIntegritySHA256(), fingerprint: r.msg.HasFingerprint()}
+	create := answer{id: r.msg.TransactionID(), sha256: r.msg.HasIntegritySHA256(), fingerprint: r.msg.HasFingerprint(), counter: r.echo()}
 	switch {
 	case r.family != nil && r.additional != nil:
 		c.fail(r, out, 400, CauseBadRequest, nil)
@@ -178,6 +178,7 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 	if a.created.otherFamily != 0 {
 		m = stun.AppendAddressErrorCode(m, a.created.otherFamily, 440)
 	}
+	m = appendCounter(m, a.created.counter)
 	c.finish(out, a.tuple, m, key, a.created.sha256, a.created.fingerprint)
 }
 

@@ -52,6 +52,7 @@ type answer struct {
 	lifetime    time.Duration
 	sha256      bool
 	fingerprint bool
+	counter     []byte // TRANSACTION_TRANSMIT_COUNTER of the answer, nil = none
 	otherFamily byte // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
 }
 

@@ -82,6 +82,8 @@ type Config struct {
 	MaxAllocations int
 	MaxPermissions int // per allocation
 	MaxChannels    int // per allocation
+	// ChannelNumbers5766 takes the channel numbers up to 0x7FFF of RFC 5766 too.
+	ChannelNumbers5766 bool
 
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
 	ReplyBurst int
@@ -145,7 +147,11 @@ func New(cfg Config) *Core {
 // stay as it is until out has been acted on.
 func (c *Core) FromClient(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	out.reset()
-	switch stun.Classify(packet) {
+	kind := stun.Classify(packet)
+	if kind == stun.ProtocolChannel5766 && c.cfg.ChannelNumbers5766 {
+		kind = stun.ProtocolChannel
+	}
+	switch kind {
 	case stun.ProtocolChannel:
 		c.channelData(now, t, packet, out)
 	case stun.ProtocolSTUN:

@@ -79,8 +79,12 @@ func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
 
 // channelBind handles an authenticated ChannelBind request (RFC 8656 §12.2).
 func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
+	highest := uint16(stun.MaxChannel)
+	if c.cfg.ChannelNumbers5766 {
+		highest = stun.MaxChannel5766
+	}
 	number, err := stun.ParseChannelNumber(r.channel)
-	if err != nil || number < stun.MinChannel || number > stun.MaxChannel {
+	if err != nil || number < stun.MinChannel || number > highest {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}

@@ -102,11 +102,24 @@ func (r *request) begin(out *Outbox, cl stun.Class) []byte {
 // reply finishes the answer m: integrity of the kind the request had, if it was authenticated
 // (RFC 8489 §9.2.4; never both kinds, Firefox drops that), fingerprint if the request had one.
 func (c *Core) reply(r *request, out *Outbox, m []byte) {
-	if len(r.counter) == 4 {
-		// RFC 7982 §3.3: Req comes back; Resp is 0, for no transaction is remembered.
-		m = stun.AppendAttr(m, stun.AttrTransmitCounter, []byte{0, 0, r.counter[2], 0})
-	}
+	m = appendCounter(m, r.echo())
 	c.finish(out, r.tuple, m, r.key, r.msg.HasIntegritySHA256(), r.msg.HasFingerprint())
+}
+
+// echo is what TRANSACTION_TRANSMIT_COUNTER is answered with (RFC 7982 §3.3), nil = not at all: Req comes
+// back; Resp is 0, for no transaction is remembered.
+func (r *request) echo() []byte {
+	if len(r.counter) != 4 {
+		return nil
+	}
+	return []byte{0, 0, r.counter[2], 0}
+}
+
+func appendCounter(m, counter []byte) []byte {
+	if counter == nil {
+		return m
+	}
+	return stun.AppendAttr(m, stun.AttrTransmitCounter, counter)
 }
 
 func (c *Core) finish(out *Outbox, t Tuple, m, key []byte, sha256, fingerprint bool) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -241,4 +242,90 @@ func TestTenants(t *testing.T) {
 	}
 	w.want(w.ask(at(dave, 3), g, stun.Allocate, transport(17)), 0)
 	w.invariants()
+}
+
+// TestRates: what is beyond the rate of an allocation, a pseudonym or a tenant is dropped and counted.
+func TestRates(t *testing.T) {
+	const second = 8000 // bits: ten packets of 100 bytes
+	packet := string(bytes.Repeat([]byte{'x'}, 100))
+	for name, change := range map[string]func(*Config){
+		"allocation": func(c *Config) { c.Rate = second },
+		"pseudonym":  func(c *Config) { c.RatePseudonym = second },
+		"tenant":     func(c *Config) { c.RateTenant = second },
+	} {
+		w := newWorld(t, change)
+		clients := []Tuple{alice, bob, carol}
+		for i, c := range clients {
+			w.call(c, w.issue(inUsername, []string{"p1", "p1", "p2"}[i], w.now, time.Hour))
+		}
+		pass := func() (n [3]int) {
+			for range 20 {
+				for i, c := range clients {
+					_, _, there := w.toPeer(c, w.build(stun.Send, stun.Indication, peer(gateway), data(packet)))
+					if there {
+						n[i]++
+					}
+				}
+			}
+			return n
+		}
+		want := map[string][]int{"allocation": {10, 10, 10}, "pseudonym": {10, 10}, "tenant": {10}}[name]
+		sum := func(n [3]int) []int { // of who shares a bucket
+			switch name {
+			case "pseudonym":
+				return []int{n[0] + n[1], n[2]}
+			case "tenant":
+				return []int{n[0] + n[1] + n[2]}
+			}
+			return n[:]
+		}
+		for range 3 { // the bucket holds a second, and fills in a second
+			if got := sum(pass()); !slices.Equal(got, want) {
+				t.Errorf("%s: %v packets pass in a second, want %v", name, got, want)
+			}
+			w.sleep(time.Second)
+		}
+		if _, ok := w.fromPeer(alice, gateway, packet); !ok {
+			t.Errorf("%s: nothing passes from the peer after a pause", name)
+		}
+		if w.core.stats.Refused[CauseRate] == 0 {
+			t.Errorf("%s: drops are not counted", name)
+		}
+	}
+}
+
+// TestChannelNumbers5766: those of the older RFC are taken where that is switched on.
+func TestChannelNumbers5766(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		w := newWorld(t, func(c *Config) { c.ChannelNumbers5766 = on })
+		c := w.issue(inUsername, "p1", w.now, time.Hour)
+		w.call(alice, c)
+		code := 400
+		if on {
+			code = 0
+		}
+		w.want(w.ask(alice, c, stun.ChannelBind, channelNumber(0x7FFF), peer(gateway)), code)
+		if _, _, ok := w.toPeer(alice, stun.AppendChannelData(nil, 0x7FFF, []byte("x"))); ok != on {
+			t.Errorf("ChannelData of 0x7FFF relayed: %v, want %v", ok, on)
+		}
+		w.want(w.ask(alice, c, stun.ChannelBind, channelNumber(0x8000), peer(gateway)), 400)
+	}
+}
+
+// TestTransmitCounter: RFC 7982 §3.3, of a server that remembers no transaction.
+func TestTransmitCounter(t *testing.T) {
+	w := newWorld(t)
+	counter := attr(stun.AttrTransmitCounter, []byte{0, 0, 3, 0})
+	if r := w.packet(alice, w.build(stun.Binding, stun.Request, counter)); !bytes.Equal(r.get(stun.AttrTransmitCounter), []byte{0, 0, 3, 0}) {
+		t.Errorf("Binding: counter %x", r.get(stun.AttrTransmitCounter))
+	}
+	c := w.issue(inUsername, "p1", w.now, time.Hour)
+	if r := w.want(w.ask(alice, c, stun.Allocate, transport(17), counter), 0); !bytes.Equal(r.get(stun.AttrTransmitCounter), []byte{0, 0, 3, 0}) {
+		t.Errorf("Allocate: counter %x", r.get(stun.AttrTransmitCounter))
+	}
+	for _, bad := range [][]byte{{}, {1}, {0, 0, 3, 0, 0}} {
+		if r := w.packet(alice, w.build(stun.Binding, stun.Request, attr(stun.AttrTransmitCounter, bad))); r.code != 0 || r.get(stun.AttrTransmitCounter) != nil {
+			t.Errorf("counter %x: %v", bad, r)
+		}
+	}
 }
