@@ -17,6 +17,7 @@ type turnCmd struct {
 	Show     turnShowCmd     `cmd:"" help:"Show one TURN session: permissions, channels, traffic."`
 	Kill     turnKillCmd     `cmd:"" help:"End one TURN session. The browser may allocate anew."`
 	Revoke   turnRevokeCmd   `cmd:"" help:"End a log-in and all that it holds: registration, calls, TURN sessions."`
+	User     turnUserCmd     `cmd:"" help:"Print the line of a static user, for the file of turn.users."`
 }
 
 type turnSessionsCmd struct {

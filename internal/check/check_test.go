@@ -189,7 +189,7 @@ func TestFiles(t *testing.T) {
 	nkey := put("nkey", "", 0o644)
 	for name, c := range map[string]struct{ file, want string }{
 		"keys of another": {"turn: {keys: " + filepath.Join(data, "other.json") + "}\n", `error wicgate.yaml:1: turn.keys: keyring: ` + filepath.Join(data, "other.json") + `: holds the keys of TURN server "other.test", not of "turn.ims.test"`},
-		"open keys":       {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach the keys\n  hint: chmod 600"},
+		"open keys":       {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach what is in it\n  hint: chmod 600"},
 		"nowhere":         {"turn: {keys: /nowhere/k.json}\n", "error wicgate.yaml:1: turn.keys: /nowhere/k.json is not there, and cannot be made"},
 		"signing key":     {"", "error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " has mode 0640"},
 		"client secret":   {"", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + " has mode 0604"},

@@ -146,6 +146,8 @@ func show(v any) string {
 		return x.Prefix.String() + " " + x.Ports.String()
 	case Level:
 		return x.String()
+	case Tenant:
+		return x.Name
 	case AddrPort:
 		if x == (AddrPort{}) {
 			return `""`
