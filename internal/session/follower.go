@@ -23,7 +23,8 @@ type Handler struct {
 	// Missed: extensions may have been lost, as messages were. What was said to end without one
 	// must not.
 	Missed func()
-	// Blind: for more than 60 s neither bus nor store has been heard (true), or now again (false).
+	// Blind: for more than 60 s revocations may have been missed, as neither bus nor store was heard, or the
+	// bus told of some that the store did not give (true), or all is known again (false).
 	Blind func(bool)
 }
 
@@ -45,6 +46,7 @@ type Follower struct {
 	heard   time.Time // when a head was last heard, or read
 	gap     time.Time // since when seen is behind head; zero: it is not
 	blind   bool
+	since   time.Time // of blind: when all was known last
 }
 
 // NewFollower returns a Follower that tells each of hear; log may be nil.
@@ -80,7 +82,7 @@ func (f *Follower) Ready() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.blind {
-		return fmt.Errorf("session: no news of revocations since %v; see whether the bus is reached", f.heard.Format(time.RFC3339))
+		return fmt.Errorf("session: no news of revocations since %v; see whether the bus and its store are reached", f.since.Format(time.RFC3339))
 	}
 	return nil
 }
@@ -318,14 +320,21 @@ func (f *Follower) read(ctx context.Context, from, to uint64, settled bool) erro
 func (f *Follower) see(failed bool) {
 	f.mu.Lock()
 	was := f.blind
-	f.blind = failed && time.Since(f.heard) > blindAfter
-	blind, heard := f.blind, f.heard
+	since := f.heard
+	if !f.gap.IsZero() && f.gap.Before(since) {
+		since = f.gap // heads come, and what they tell of cannot be read
+	}
+	f.blind = failed && time.Since(since) > blindAfter
+	if f.blind {
+		f.since = since
+	}
+	blind := f.blind
 	f.mu.Unlock()
 	if blind == was {
 		return
 	}
 	if blind {
-		f.log.Error("session: blind: no news of revocations for a minute; credentials that were revoked may still be taken. See whether the bus is reached", "last_heard", heard)
+		f.log.Error("session: blind: no news of revocations for a minute; credentials that were revoked may still be taken. See whether the bus and its store are reached", "since", since)
 	} else {
 		f.log.Info("session: news of revocations are heard again")
 	}

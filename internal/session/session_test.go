@@ -387,3 +387,32 @@ func TestOverNATS(t *testing.T) {
 		t.Fatal("not told")
 	}
 }
+
+// TestGapWithoutStore: heads come, so the bus is there, but the revocation that one of them tells of cannot
+// be read. That too is blind after a minute.
+func TestGapWithoutStore(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, w *wire) {
+		i := issue(t, ctx, w)
+		f, e := follow(t, ctx, w)
+		time.Sleep(5 * time.Second)
+		w.set(func() { w.lose = subjectRevoked })
+		revoke(t, i, "p1", time.Hour)
+		w.set(func() { w.dbDown = true })
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+		if f.Ready() != nil {
+			t.Error("blind too early")
+		}
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if err := f.Ready(); err == nil || !slices.Equal(e.blind, []bool{true}) {
+			t.Errorf("%v %v, with a revocation unread for 70 s", err, e.blind)
+		}
+		w.set(func() { w.dbDown = false })
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if !f.Revoked("p1") || f.Ready() != nil || !slices.Equal(e.blind, []bool{true, false}) {
+			t.Errorf("%v %v", e.heard(), e.blind)
+		}
+	})
+}
