@@ -45,6 +45,8 @@ type Follower struct {
 	head    uint64    // the highest number heard of
 	heard   time.Time // when a head was last heard, or read
 	gap     time.Time // since when seen is behind head; zero: it is not
+	lacked  time.Time // since when the store answers, and lacks numbers up to lackTo; zero: it does not
+	lackTo  uint64
 	blind   bool
 	since   time.Time // of blind: when all was known last
 }
@@ -262,7 +264,10 @@ func (f *Follower) follow(ctx context.Context) {
 	case f.gap.IsZero():
 		f.gap = now
 	}
-	settled := now.Sub(f.gap) > settle
+	var settled uint64 // numbers up to it that are not there will not come
+	if !f.lacked.IsZero() && now.Sub(f.lacked) > settle {
+		settled = f.lackTo
+	}
 	f.mu.Unlock()
 	if to < from && !silent {
 		f.see(false)
@@ -276,11 +281,11 @@ func (f *Follower) follow(ctx context.Context) {
 	} else {
 		err = f.read(ctx, from, to, settled)
 	}
+	f.lack(err == nil)
+	f.see(err != nil)
 	if err != nil {
-		f.see(true)
 		return
 	}
-	f.see(false)
 	f.tell(func(h Handler) {
 		if h.Missed != nil {
 			h.Missed()
@@ -288,14 +293,27 @@ func (f *Follower) follow(ctx context.Context) {
 	})
 }
 
+// lack notes since when the store answers without the number after seen. A store that was away begins anew:
+// the node that answers then may be behind.
+func (f *Follower) lack(answered bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case !answered || f.seen >= f.head:
+		f.lacked = time.Time{}
+	case f.lacked.IsZero() || f.seen >= f.lackTo:
+		f.lacked, f.lackTo = time.Now(), f.head
+	}
+}
+
 // read reads the revocations of these numbers. One that is not there has passed its time, or has
-// not come to the node that was asked: only once settled it is passed over.
-func (f *Follower) read(ctx context.Context, from, to uint64, settled bool) error {
+// not come to the node that was asked: only up to settled it is passed over.
+func (f *Follower) read(ctx context.Context, from, to, settled uint64) error {
 	known := to
 	for n := from; n <= to; n++ {
 		e, err := f.store.Get(ctx, bucket, numberKey(n))
 		if errors.Is(err, store.ErrNotFound) {
-			if !settled {
+			if n > settled {
 				known = min(known, n-1)
 			}
 			continue

@@ -37,8 +37,8 @@ const (
 	blindAfter = 60 * time.Second
 
 	storeTime = 3 * time.Second // for one access
-	// settle is how long a number that the store does not have may still come: a node that is asked
-	// may be behind the one that was written to.
+	// settle is how long a number that the store, answering, does not have may still come: a node that is
+	// asked may be behind the one that was written to.
 	settle  = 10 * time.Second
 	maxText = 128 // bytes of a pseudonym and of a reason
 	maxLife = 31 * 24 * time.Hour
