@@ -398,15 +398,15 @@ func TestRestartTakenBack(t *testing.T) {
 	r.secure()
 	l.want(iq.Connected, "s1")
 	st := l.of("s1")
-	before, was, conn := *st.selected.Load(), *r, r.conn.Load()
+	before, old, ufrag, pwd, candidates, conn := *st.selected.Load(), r.agent, r.ufrag, r.pwd, r.candidates, r.conn.Load()
 	r.gather()
 	r.connect(set(2).Access)
 	eventually(t, "the new pair is taken", func() bool { return *st.selected.Load() != before })
-	new := r.agent
-	r.agent, r.ufrag, r.pwd, r.candidates = was.agent, was.ufrag, was.pwd, was.candidates
+	given := r.agent
+	r.agent, r.ufrag, r.pwd, r.candidates = old, ufrag, pwd, candidates
 	r.conn.Store(conn)
 	set(3)
-	if err := new.GracefulClose(); err != nil {
+	if err := given.GracefulClose(); err != nil {
 		t.Fatal(err)
 	}
 	if at := *st.selected.Load(); at != before {
