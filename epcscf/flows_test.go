@@ -97,6 +97,10 @@ func (h *house) step(s step, at string) {
 		h.gateway.mu.Lock()
 		h.gateway.setErr = nil
 		h.gateway.mu.Unlock()
+	case words[0] == "gateway:" && words[1] == "late":
+		h.gateway.mu.Lock()
+		h.gateway.late = true
+		h.gateway.mu.Unlock()
 	case words[0] == "gateway:" && words[1] == "slow":
 		h.gateway.mu.Lock()
 		h.gateway.delay = 50 * time.Millisecond

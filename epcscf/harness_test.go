@@ -519,6 +519,7 @@ type fakeGateway struct {
 	setErr   error
 	delay    time.Duration
 	sets     int
+	late     bool // the next Set is obeyed, and its answer comes too late
 }
 
 func newFakeGateway() *fakeGateway { return &fakeGateway{sessions: map[string]iq.Set{}} }
@@ -562,6 +563,10 @@ func (g *fakeGateway) Set(ctx context.Context, s iq.Set) (iq.Local, error) {
 		})
 	}
 	g.sessions[s.Session] = s
+	if g.late {
+		g.late = false
+		return iq.Local{}, context.DeadlineExceeded
+	}
 	return l, nil
 }
 
