@@ -203,6 +203,48 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// TestSecretsAreRead: what run refuses to read, check does not call well.
+func TestSecretsAreRead(t *testing.T) {
+	data := t.TempDir()
+	put := func(name string, text []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(data, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := func(yaml string, roles ...string) string {
+		return text(Cheap(Input{File: load(t, yaml), Data: data, Roles: roles}))
+	}
+	put("waf-key.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))
+	put("wwsf-client.secret", []byte("short\n"))
+	got := found("", "waf", "wwsf")
+	for _, want := range []string{"error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " holds no", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + ": want one line of 32 to 256"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	gone := "wwsf: {client_secret: " + filepath.Join(data, "none") + "}\n"
+	if got, want := found(gone, "wwsf"), "error wicgate.yaml:1: wwsf.client_secret: open "+filepath.Join(data, "none"); !strings.Contains(got, want) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("waf-key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	put("wwsf-client.secret", []byte(strings.Repeat("x", 43)+"\n"))
+	if got := found("", "waf", "wwsf"); got != "" {
+		t.Errorf("good ones: %s", got)
+	}
+	if got := found("", "wwsf"); got != "" {
+		t.Errorf("a portal: %s", got)
+	}
+}
+
 func TestFolder(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -242,7 +284,7 @@ func TestPorts(t *testing.T) {
 		t.Errorf("taken: %s", got)
 	}
 	in.Running = true
-	if r := All(in); !r.OK || !strings.Contains(strings.Join(r.Tested, "\n"), fmt.Sprintf("TCP 127.0.0.1:%d: in use, by the wicgate that runs", port)) {
+	if r := All(in); !r.OK || !strings.Contains(strings.Join(r.Tested, "\n"), fmt.Sprintf("TCP 127.0.0.1:%d: in use (admin.listen); by the wicgate that runs with this data folder, if by no other program", port)) {
 		t.Errorf("by ourselves: %s", text(r.Findings))
 	}
 	taken.Close()
