@@ -144,6 +144,9 @@ func AppendUser(dst []byte, username, realm string, password secret.Bytes) ([]by
 	if username == "" || len(username) > maxUsername || !utf8.ValidString(username) || bytes.ContainsAny([]byte(username), "\r\n") {
 		return dst, fmt.Errorf("keyring: username %q: want 1 to %d bytes of text on one line", username, maxUsername)
 	}
+	if password.IsZero() {
+		return dst, fmt.Errorf("keyring: user %q: the password is empty", username)
+	}
 	for _, alg := range []stun.Algorithm{stun.MD5, stun.SHA256} {
 		dst = hex.AppendEncode(dst, alg.Key([]byte(username), []byte(realm), password.Expose()))
 		dst = append(dst, ' ')

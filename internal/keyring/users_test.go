@@ -75,6 +75,9 @@ func TestUsers(t *testing.T) {
 }
 
 func TestAppendUserRefuses(t *testing.T) {
+	if b, err := AppendUser(nil, "anna", "r", secret.Bytes{}); err == nil || b != nil {
+		t.Errorf("no password: %q, %v", b, err)
+	}
 	for _, name := range []string{"", "a\nb", "a\rb", "\xff", strings.Repeat("a", maxUsername+1)} {
 		if b, err := AppendUser([]byte("x"), name, "r", secret.New([]byte("p"))); err == nil || string(b) != "x" {
 			t.Errorf("%q: %q, %v", name, b, err)
