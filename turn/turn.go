@@ -104,6 +104,10 @@ type Config struct {
 	// §12 gave up. Debian's turnutils_uclient needs it.
 	ChannelNumbers5766 bool
 
+	// NATDiscovery answers RFC 5780's questions on four of Listen: two addresses with the same two ports.
+	// NATReflect takes RESPONSE-PORT and PADDING too, which others can misuse.
+	NATDiscovery, NATReflect bool
+
 	// Replies to one source address that has not shown a valid nonce: at once, and a second.
 	// Zeros mean 100 and 20.
 	ReplyBurst int
@@ -158,8 +162,13 @@ func New(cfg Config) (*Server, error) {
 	if err := s.ownPeers(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	nat, err := s.natDiscovery()
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	c := core.Config{
-		Tenant: s.cfg.Tenant, RelayIPv6: s.cfg.Relay.Advertise.Is6(),
+		NATDiscovery: nat,
+		Tenant:       s.cfg.Tenant, RelayIPv6: s.cfg.Relay.Advertise.Is6(),
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}

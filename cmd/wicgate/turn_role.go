@@ -56,6 +56,7 @@ func (h *house) turn(*http.ServeMux) error {
 		Relay:  turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
 		Tenant: first, Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
+		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
 		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
 	if err != nil {

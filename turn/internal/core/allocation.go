@@ -53,7 +53,7 @@ type answer struct {
 	sha256      bool
 	fingerprint bool
 	counter     []byte // TRANSACTION_TRANSMIT_COUNTER of the answer, nil = none
-	otherFamily byte // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
+	otherFamily byte   // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
 }
 
 // channel is a binding of a number to a peer. It relays until expires, and bars both from other

@@ -85,6 +85,8 @@ type Config struct {
 	// ChannelNumbers5766 takes the channel numbers up to 0x7FFF of RFC 5766 too.
 	ChannelNumbers5766 bool
 
+	NATDiscovery *NATDiscovery // nil = off
+
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
 	ReplyBurst int
 	ReplyRate  float64 // per second
@@ -175,6 +177,7 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	r := &c.req
 	r.read(m, t, now)
 	r.tenant = c.challenger(t)
+	c.unread(r)
 	defer r.forget()
 	switch m.Type() {
 	case stun.NewType(stun.Binding, stun.Request):
@@ -235,6 +238,11 @@ func (c *Core) binding(r *request, out *Outbox) {
 		return
 	}
 	m := stun.AppendXORAddress(r.begin(out, stun.Success), stun.AttrXORMappedAddress, r.tuple.Client)
+	if ip, port, ok := c.cfg.NATDiscovery.place(r.tuple.Listener); ok && r.tuple.Transport == stun.ProtocolUDP {
+		if m, r.tuple, ok = c.discover(r, out, ip, port, m); !ok {
+			return
+		}
+	}
 	c.stats.Bindings++
 	c.reply(r, out, m)
 }

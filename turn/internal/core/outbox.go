@@ -34,8 +34,9 @@ type Action struct {
 	Ended *Ended
 }
 
-// maxReply bounds what a Core says of itself: the longest is an error with REALM, NONCE,
-// THIRD-PARTY-AUTHORIZATION or UNKNOWN-ATTRIBUTES and an integrity.
+// maxReply bounds what a Core says of itself without memory of its own for it: the longest is an error
+// with REALM, NONCE, THIRD-PARTY-AUTHORIZATION or UNKNOWN-ATTRIBUTES and an integrity. A Binding response
+// with PADDING is longer.
 const maxReply = 1024
 
 // Outbox carries the result of one call out of a Core. Its owner makes one for each goroutine that
