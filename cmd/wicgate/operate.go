@@ -101,6 +101,9 @@ func (h *house) observe() error {
 
 // leaf is the certificate that browsers are shown.
 func (h *house) leaf() (*x509.Certificate, error) {
+	if h.acme != nil {
+		return h.acme.Leaf()
+	}
 	c, err := h.cert(&tls.ClientHelloInfo{})
 	if err != nil {
 		return nil, err
@@ -137,6 +140,12 @@ func (h *house) watch() {
 	if h.cert != nil {
 		h.health.Watch("certificate", func(context.Context) error {
 			leaf, err := h.leaf()
+			if err != nil && h.acme != nil {
+				return err // there is none: nobody can connect here
+			}
+			if err == nil && h.acme != nil {
+				err = h.acme.Err()
+			}
 			if err == nil && time.Now().After(leaf.NotAfter) {
 				err = fmt.Errorf("expired on %s; renew it", leaf.NotAfter.UTC().Format(time.DateTime))
 			}
