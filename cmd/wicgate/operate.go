@@ -70,7 +70,7 @@ func (h *house) observe() error {
 		return 0
 	}}}
 	if h.cert != nil {
-		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, in seconds since 1970.", func() float64 {
+		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, of several the first, in seconds since 1970; 0 = there is none.", func() float64 {
 			leaf, err := h.leaf()
 			if err != nil {
 				return 0

@@ -51,6 +51,9 @@ const (
 	minLook, maxLook = time.Second, time.Hour
 	looksInALife     = 60
 
+	// Who may not ask again yet looks so often whether another node has been luckier.
+	lookAround = 10 * time.Second
+
 	// How long the CA's renewal information (RFC 9773) is good if the CA does not say.
 	suggestionLife = 6 * time.Hour
 )
@@ -97,8 +100,9 @@ type Client struct {
 
 // pace is when to look at a name again.
 type pace struct {
-	next     time.Time
-	failures int // in a row, of this node
+	look     time.Time // when to look at the name again
+	ask      time.Time // not before may the CA be asked
+	failures int       // in a row, of this node
 
 	asked     string    // hash of the certificate for which the CA was asked when to renew it
 	askAgain  time.Time // when to ask again
@@ -112,7 +116,7 @@ type attempt struct {
 	err    error
 }
 
-// failure is what nodes tell each other by the store, so that together they do not ask more often than
+// failure is what nodes tell each other by the store when the CA refuses, so that together they do not ask more often than
 // one would.
 type failure struct {
 	Count int       `json:"count"` // in a row
@@ -157,6 +161,9 @@ func New(cfg Config) (*Client, error) {
 	c.cache.Stop() // its upkeep, which nobody could wait for; Serve does it
 	c.magic = certmagic.New(c.cache, certmagic.Config{
 		Storage: v, Logger: log, OnEvent: c.event,
+		// A request to the CA for each certificate at each look, without a bound in time. Let's Encrypt has
+		// had no OCSP since 2025; with a CA that has, clients do as with certificates from files.
+		OCSP: certmagic.OCSPConfig{DisableStapling: true},
 		ShouldEmitFunc: func(event string) bool { return strings.HasPrefix(event, "cert_") },
 	})
 	c.issuer = certmagic.NewACMEIssuer(c.magic, certmagic.ACMEIssuer{
@@ -196,11 +203,11 @@ func (c *Client) Serve(ctx context.Context) error {
 		soonest := time.Now().Add(maxLook)
 		for _, name := range c.cfg.Names {
 			p := c.pace[name]
-			if !time.Now().Before(p.next) {
-				p.next = time.Now().Add(c.tend(ctx, name))
+			if !time.Now().Before(p.look) {
+				p.look = time.Now().Add(c.tend(ctx, name))
 			}
-			if p.next.Before(soonest) {
-				soonest = p.next
+			if p.look.Before(soonest) {
+				soonest = p.look
 			}
 		}
 		select {
@@ -215,18 +222,19 @@ func (c *Client) Serve(ctx context.Context) error {
 func (c *Client) tend(ctx context.Context, name string) time.Duration {
 	work, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
+	p := c.pace[name]
 	cert, err := c.load(work, name)
-	missing, suggested := errors.Is(err, fs.ErrNotExist), false
-	switch {
-	case missing, err == nil && cert.NeedsRenewal(c.magic):
-	case err == nil:
-		if suggested = c.suggested(work, name, cert); !suggested {
-			c.fault(name, nil)
-			c.pace[name].failures = 0
-			return lookAgain(cert.Leaf)
-		}
-	default:
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
 		return c.failed(ctx, name, err)
+	}
+	due := missing || cert.NeedsRenewal(c.magic)
+	suggested := !due && c.suggested(work, name, cert)
+	if !due && !suggested {
+		return c.well(name, cert)
+	}
+	if wait := time.Until(p.ask); wait > 0 {
+		return min(wait, lookAround)
 	}
 
 	// The library retries without an end; one attempt is enough, and event ends it.
@@ -240,14 +248,19 @@ func (c *Client) tend(ctx context.Context, name string) time.Duration {
 		err = c.now.err
 	}
 	if err == nil || errors.Is(err, errRenewed) {
-		cert, err = c.load(work, name)
+		cert, err = c.load(ctx, name)
 	}
 	if err != nil {
 		return c.failed(ctx, name, err)
 	}
 	c.cfg.Log.Info("acme: certificate", "name", name, "until", cert.Leaf.NotAfter)
+	return c.well(name, cert)
+}
+
+// well notes that there is nothing to do for a name.
+func (c *Client) well(name string, cert certmagic.Certificate) time.Duration {
 	c.fault(name, nil)
-	c.pace[name].failures = 0
+	c.pace[name].failures, c.pace[name].ask = 0, time.Time{}
 	return lookAgain(cert.Leaf)
 }
 
@@ -309,8 +322,8 @@ func (c *Client) event(ctx context.Context, event string, data map[string]any) e
 		}
 	case "cert_failed":
 		err, _ := data["error"].(error)
-		if ctx.Err() != nil {
-			return c.end(err) // this process ends, or was too slow: nothing about the name
+		if !errors.As(err, new(acme.Problem)) {
+			return c.end(err) // this node does not get through to the CA; another may
 		}
 		var f failure
 		if b, err := c.vault.Load(ctx, failures+name); err == nil {
@@ -344,20 +357,22 @@ func (c *Client) failed(ctx context.Context, name string, err error) time.Durati
 		return maxLook // this process ends
 	}
 	c.fault(name, err)
+	p := c.pace[name]
 	var other later
 	if errors.As(err, &other) {
 		c.cfg.Log.Debug("acme: waiting", "name", name, "error", err)
-		return time.Until(other.Next) + rand.N(10*time.Second)
+		p.ask = other.Next.Add(rand.N(lookAround)) // one of the nodes is first
+		return lookAround
 	}
-	p := c.pace[name]
 	wait := backoff[min(p.failures, len(backoff)-1)]
 	p.failures++
+	p.ask = time.Now().Add(wait)
 	shown := "none: handshakes for it fail"
 	if leaf, err := c.leaf(name); err == nil {
 		shown = "the last, until " + leaf.NotAfter.UTC().Format(time.DateTime)
 	}
 	c.cfg.Log.Error("acme: no new certificate", "name", name, "error", explain(c.cfg, name, err), "shown", shown, "again_in", wait)
-	return wait
+	return lookAround
 }
 
 func (c *Client) fault(name string, err error) {
@@ -382,10 +397,8 @@ func explain(cfg Config, name string, err error) error {
 		switch problem.Type {
 		case acme.ProblemTypeDNS:
 			hint = fmt.Sprintf("the CA finds no address of %s: give the name an A or AAAA record with this node's public address", name)
-		case acme.ProblemTypeConnection:
-			hint = fmt.Sprintf("the CA does not get through to %s on port %s: does the name's A or AAAA record lead here, does the firewall let the port in, and is it forwarded to %v?", name, port, cfg.Listen)
-		case acme.ProblemTypeTLS, acme.ProblemTypeUnauthorized, acme.ProblemTypeIncorrectResponse:
-			hint = fmt.Sprintf("something that does not share this node's store answers for %s on port %s: another machine, or a proxy that ends TLS before wicgate", name, port)
+		case acme.ProblemTypeConnection, acme.ProblemTypeTLS, acme.ProblemTypeUnauthorized, acme.ProblemTypeIncorrectResponse:
+			hint = fmt.Sprintf("the CA does not find the proof at %s, port %s: does the name's A or AAAA record lead here, does the firewall let the port in, is it forwarded to %v? If something answers there, it is a machine that does not share this node's bus, or a proxy that ends TLS before wicgate", name, port, cfg.Listen)
 		case acme.ProblemTypeCAA:
 			hint = fmt.Sprintf("a CAA record of %s or above it lets other CAs only: add this one", name)
 		case acme.ProblemTypeRateLimited:

@@ -146,7 +146,7 @@ func lifeOf(path string) time.Duration {
 		return time.Hour
 	case strings.HasPrefix(path, "certificates/"):
 		return 400 * day // public CAs issue for 398 at most
-	case strings.HasPrefix(path, "ocsp/"), strings.HasPrefix(path, failures):
+	case strings.HasPrefix(path, failures):
 		return 30 * day
 	}
 	return 0

@@ -170,9 +170,9 @@ func Default() *File {
 	return &File{
 		Domain: "ims.test",
 		Log:    Log{Level: Level(slog.LevelInfo), Format: "text"},
-		HTTPS:  HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443"),
+		HTTPS: HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443"),
 			ACME: ACME{Names: []string{}, Directory: "https://acme-v02.api.letsencrypt.org/directory"}},
-		Bus:    Bus{Replicas: 1},
+		Bus: Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open"},
