@@ -163,7 +163,7 @@ func New(cfg Config) (*Client, error) {
 		Storage: v, Logger: log, OnEvent: c.event,
 		// A request to the CA for each certificate at each look, without a bound in time. Let's Encrypt has
 		// had no OCSP since 2025; with a CA that has, clients do as with certificates from files.
-		OCSP: certmagic.OCSPConfig{DisableStapling: true},
+		OCSP:           certmagic.OCSPConfig{DisableStapling: true},
 		ShouldEmitFunc: func(event string) bool { return strings.HasPrefix(event, "cert_") },
 	})
 	c.issuer = certmagic.NewACMEIssuer(c.magic, certmagic.ACMEIssuer{

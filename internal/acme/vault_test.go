@@ -3,7 +3,6 @@ package acme
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"slices"
@@ -283,8 +282,9 @@ func FuzzVaultOpen(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		it, err := v.open(key, b)
-		if bytes.Equal(b, good) != (err == nil) || err == nil && (it.path != "a/b" || string(it.value) != "value") {
-			t.Errorf("%x: %s, %v", b, fmt.Sprint(it.path), err)
+		// Each process of a fuzzing run has sealed the same anew.
+		if bytes.Equal(b, good) && err != nil || err == nil && (it.path != "a/b" || string(it.value) != "value") {
+			t.Errorf("%x: %q, %v", b, it.path, err)
 		}
 	})
 }
