@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -72,10 +73,10 @@ turn: {listen: ['127.0.0.%[6]d:%[7]d'], listen_tcp: ['%[2]s'], urls: ['turns:one
 	return lab.Start(f.t, nil, data, append([]string{"--config", file}, roles...)...)
 }
 
-// connect does TLS with a node.
-func (f *fleet) connect(node int, name string, roots *x509.CertPool) (*tls.Conn, error) {
+// connect does TLS with a node. On a port that TURN and the web share, protocols tell them apart.
+func (f *fleet) connect(node int, name string, roots *x509.CertPool, protocols ...string) (*tls.Conn, error) {
 	d := &net.Dialer{Timeout: 5 * time.Second}
-	return tls.DialWithDialer(d, "tcp", f.addr(node), &tls.Config{RootCAs: roots, ServerName: name})
+	return tls.DialWithDialer(d, "tcp", f.addr(node), &tls.Config{RootCAs: roots, ServerName: name, NextProtos: protocols})
 }
 
 // shown is the certificate that a node shows for a name, nil if it has none that roots verify.
@@ -215,12 +216,12 @@ func TestACMERenewal(t *testing.T) {
 	p.Resolve("one.test", "127.0.0.1")
 	acme := fmt.Sprintf("names: [one.test], directory: '%s', ca: '%s'", p.Directory, p.CAFile)
 	f.start(1, lab.DataFolder(t), acme, "turn", "wwsf")
-	f.start(2, lab.DataFolder(t), acme, "turn")
+	f.start(2, lab.DataFolder(t), acme, "wwsf")
 	roots := p.Roots()
 	open := map[int]*tls.Conn{}
 	for n := 1; n <= 2; n++ {
 		lab.Eventually(t, 60*time.Second, fmt.Sprintf("node %d has a certificate", n), func() bool {
-			c, err := f.connect(n, "one.test", roots)
+			c, err := f.connect(n, "one.test", roots, "http/1.1")
 			if err != nil {
 				return false
 			}
@@ -228,14 +229,14 @@ func TestACMERenewal(t *testing.T) {
 			t.Cleanup(func() { _ = c.Close() }) // the test is over
 			return true
 		})
-		if err := binding(open[n]); err != nil {
+		if err := asks(open[n]); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for n := 1; n <= 2; n++ {
 		old := open[n].ConnectionState().PeerCertificates[0].SerialNumber
 		lab.Eventually(t, 90*time.Second, fmt.Sprintf("node %d shows a new certificate", n), func() bool {
-			if err := binding(open[n]); err != nil {
+			if err := asks(open[n]); err != nil {
 				t.Fatalf("the open connection with node %d: %v", n, err)
 			}
 			c := f.shown(n, "one.test", roots)
@@ -244,29 +245,27 @@ func TestACMERenewal(t *testing.T) {
 			}
 			return c.SerialNumber.Cmp(old) != 0
 		})
-		if err := binding(open[n]); err != nil {
+		if err := asks(open[n]); err != nil {
 			t.Errorf("the open connection with node %d: %v", n, err)
 		}
 	}
 }
 
-// binding does a STUN Binding (RFC 8489 §2) on a connection of turn.
-func binding(c net.Conn) error {
+// asks does a request on a connection that stays open. (One of turn without an allocation would not.)
+func asks(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return err
 	}
-	if _, err := c.Write(append([]byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42}, "transaction!"...)); err != nil {
+	if _, err := io.WriteString(c, "HEAD /none HTTP/1.1\r\nHost: one.test\r\n\r\n"); err != nil {
 		return err
 	}
-	head := make([]byte, 20)
-	if _, err := io.ReadFull(c, head); err != nil {
+	res, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: http.MethodHead})
+	if err != nil {
 		return err
 	}
-	if _, err := io.CopyN(io.Discard, c, int64(head[2])<<8|int64(head[3])); err != nil {
-		return err
-	}
-	if head[0] != 1 || head[1] != 1 {
-		return fmt.Errorf("answer %x", head)
+	_ = res.Body.Close() // a HEAD has none
+	if res.StatusCode != http.StatusNotFound || res.Close {
+		return fmt.Errorf("answer %s, last: %v", res.Status, res.Close)
 	}
 	return nil
 }
