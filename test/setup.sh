@@ -40,4 +40,15 @@ if [ ${#need[@]} -gt 0 ]; then
 		case " ${need[*]} " in *" $s "*) command -v systemctl >/dev/null && as_root systemctl disable --now "$s" 2>/dev/null || true ;; esac
 	done
 fi
+# The CA for tests of ACME, in the version that tools/go.mod and test/interop/pebble.go name.
+cd "$(dirname "$0")/.."
+for tool in pebble pebble-challtestsrv; do
+	bin=bin/tools/$tool-v2.10.1
+	if [ -x "$bin" ]; then
+		echo "setup: $bin is here"
+	else
+		echo "setup: build $bin"
+		(cd tools && CGO_ENABLED=0 go build -trimpath -o "../$bin" "github.com/letsencrypt/pebble/v2/cmd/$tool")
+	fi
+done
 echo "setup: done"

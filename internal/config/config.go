@@ -50,7 +50,22 @@ type HTTPS struct {
 	Certificate string   `yaml:"certificate"`
 	Key         string   `yaml:"key"`
 	CA          string   `yaml:"ca"`
+	ACME        ACME     `yaml:"acme"`
 }
+
+// ACME is the section https.acme.
+type ACME struct {
+	Names     []string `yaml:"names"`
+	Directory string   `yaml:"directory"`
+	CA        string   `yaml:"ca"`
+	Email     string   `yaml:"email"`
+	Agree     bool     `yaml:"agree"`
+	Secrets   string   `yaml:"secrets"`
+	HTTP      AddrPort `yaml:"http"`
+}
+
+// On says whether certificates are got by ACME.
+func (a ACME) On() bool { return len(a.Names) > 0 }
 
 // Bus is the section bus.
 type Bus struct {
@@ -162,8 +177,9 @@ func Default() *File {
 	return &File{
 		Domain: "ims.test",
 		Log:    Log{Level: Level(slog.LevelInfo), Format: "text"},
-		HTTPS:  HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443")},
-		Bus:    Bus{Replicas: 1},
+		HTTPS: HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443"),
+			ACME: ACME{Names: []string{}, Directory: "https://acme-v02.api.letsencrypt.org/directory"}},
+		Bus: Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
@@ -424,6 +440,7 @@ func (f *File) check() error {
 		when(!isName(f.Domain, 253, ".-"), "domain: %q is not a domain name in lower case", f.Domain),
 		when(f.Log.Format != "text" && f.Log.Format != "json", "log.format: want text or json, not %q", f.Log.Format),
 		when((f.HTTPS.Certificate == "") != (f.HTTPS.Key == ""), "https: certificate and key go together"),
+		f.acme(),
 		when(f.Bus.Replicas != 1 && f.Bus.Replicas != 3 && f.Bus.Replicas != 5, "bus.replicas: want 1, 3 or 5, not %d", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
@@ -470,6 +487,36 @@ func (f *File) needed() error {
 	need("epcscf.core", f.EPCSCF.Core)
 	need("democore.listen", f.DemoCore.Listen)
 	return errors.Join(errs...)
+}
+
+// maxNames bounds the certificates that one process keeps.
+const maxNames = 100
+
+// acme refuses what no CA would take, and what nodes could not share.
+func (f *File) acme() error {
+	a := f.HTTPS.ACME
+	if !a.On() {
+		return nil
+	}
+	var errs []error
+	for i, n := range a.Names {
+		key := fmt.Sprintf("https.acme.names[%d]", i)
+		_, ip := netip.ParseAddr(n)
+		errs = append(errs,
+			when(strings.HasPrefix(n, "*"), "%s: %q is a wildcard, which only dns-01 proves; name each host", key, n),
+			when(!strings.HasPrefix(n, "*") && (!isName(n, 253, ".-") || !strings.Contains(n, ".") || ip == nil), "%s: %q is not the full name of a host in lower case", key, n),
+			when(slices.Contains(a.Names[:i], n), "%s: %q is there twice", key, n))
+	}
+	u, err := url.Parse(a.Directory)
+	at := strings.Count(a.Email, "@")
+	return errors.Join(append(errs,
+		when(len(a.Names) > maxNames, "https.acme.names: %d, at most %d", len(a.Names), maxNames),
+		when(f.HTTPS.Certificate != "", "https.acme.names: certificates come from https.certificate already; leave one of the two empty"),
+		when(err != nil || u.Scheme != "https" || u.Host == "", "https.acme.directory: want the https URL of a CA's directory, not %q", a.Directory),
+		when(a.Email != "" && (at != 1 || strings.ContainsAny(a.Email, " ,:?")), "https.acme.email: %q is not one address", a.Email),
+		when(!a.Agree, "https.acme.agree: read the CA's terms of service (meta.termsOfService in %s), and set it to true if you agree", a.Directory),
+		when(f.Bus.URL != "" && a.Secrets == "", "https.acme.secrets: must name a file where bus.url is set: all nodes open with it what one has sealed. To make it: openssl rand -base64 32 > FILE; chmod 600 FILE"),
+	)...)
 }
 
 func (s Side) check(key string) error {
