@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,12 +58,12 @@ type Relay struct {
 	MinPort, MaxPort uint16
 }
 
-// Config is how a [Server] is. Name, Listen, Relay.Bind, Peers and Keys are required.
+// Config is how a [Server] is. Name, Listen, Relays, Peers and Keys are required.
 type Config struct {
 	Log    *slog.Logger // nil = discard
 	Name   string       // TURN server name: REALM, THIRD-PARTY-AUTHORIZATION, and what tokens are sealed for
 	Listen []netip.AddrPort
-	Relay  Relay
+	Relays []Relay // of IPv4, IPv6 or both; of one family each allocation takes one at random
 	Peers  peerpolicy.Policy
 	Keys   Keys
 
@@ -113,7 +114,7 @@ type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	listeners []*net.UDPConn
-	ports     *ports
+	pools     [2][]*pool // of relay ports: IPv4, IPv6
 	buffers   bufferPool
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
@@ -133,7 +134,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
+	s := &Server{cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
 	for _, a := range cfg.Listen {
 		c, err := listen.UDP("turn.listen", a)
 		if err != nil {
@@ -147,12 +148,16 @@ func New(cfg Config) (*Server, error) {
 	if err := s.newStreams(); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 	}
+	for _, r := range cfg.Relays {
+		f := family(r.Bind)
+		s.pools[f] = append(s.pools[f], newPool(r))
+	}
 	peers, err := s.peers()
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.core = core.New(core.Config{
-		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relay.Advertise.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
+		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relays[0].Bind.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
 		Quota: cfg.Quota, MaxAllocations: cfg.MaxAllocations, MaxPermissions: cfg.MaxPermissions, MaxChannels: cfg.MaxChannels,
 		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken,
 		Secrets: cfg.Secrets, Revoked: cfg.Revoked, BlindClosed: cfg.BlindClosed,
@@ -170,13 +175,7 @@ func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Relay.MinPort == 0 && c.Relay.MaxPort == 0 {
-		c.Relay.MinPort, c.Relay.MaxPort = 49152, 65535
-	}
-	if !c.Relay.Advertise.IsValid() {
-		c.Relay.Advertise = c.Relay.Bind
-	}
-	c.Relay.Bind, c.Relay.Advertise = c.Relay.Bind.Unmap(), c.Relay.Advertise.Unmap()
+	ports, err := c.completeRelays()
 	switch {
 	case c.Name == "" || len(c.Name) > 127 || strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }):
 		return fmt.Errorf("turn: name %q: want 1 to 127 printable ASCII characters without space, quote or backslash; set turn.name", c.Name)
@@ -184,14 +183,8 @@ func (c *Config) complete() error {
 		return errors.New("turn: no address to listen on; set turn.listen")
 	case len(c.Listen)+len(c.TCP) > 1<<16:
 		return fmt.Errorf("turn: %d addresses to listen on, at most %d", len(c.Listen)+len(c.TCP), 1<<16)
-	case !c.Relay.Bind.IsValid():
-		return errors.New("turn: no address for relay sockets; set turn.relay.bind")
-	case c.Relay.Advertise.IsUnspecified():
-		return fmt.Errorf("turn: relay address %v cannot be told to anybody; set turn.relay.advertise", c.Relay.Advertise)
-	case c.Relay.Bind.Is4() != c.Relay.Advertise.Is4():
-		return fmt.Errorf("turn: relay.bind %v and relay.advertise %v are of different families", c.Relay.Bind, c.Relay.Advertise)
-	case c.Relay.MinPort < 1024 || c.Relay.MinPort > c.Relay.MaxPort:
-		return fmt.Errorf("turn: relay ports %d to %d: want 1024 <= min <= max (RFC 8656 §7.2)", c.Relay.MinPort, c.Relay.MaxPort)
+	case err != nil:
+		return err
 	case c.Peers.Profile() == peerpolicy.DenyAll:
 		return errors.New("turn: no peer may be relayed to; set turn.peers to the gateways' media ranges or to the general profile")
 	case c.Keys == nil:
@@ -210,11 +203,48 @@ func (c *Config) complete() error {
 	setDefault(&c.MaxChannels, 64)
 	setDefault(&c.Drain, 2*time.Second)
 	setDefault(&c.Idle, defaultIdle)
-	all := int(c.Relay.MaxPort) - int(c.Relay.MinPort) + 1
-	if c.MaxAllocations == 0 || c.MaxAllocations > all {
-		c.MaxAllocations = all
+	if c.MaxAllocations == 0 || c.MaxAllocations > ports {
+		c.MaxAllocations = ports
 	}
 	return nil
+}
+
+// completeRelays does so for Relays, and returns how many ports they have.
+func (c *Config) completeRelays() (ports int, err error) {
+	c.Relays = slices.Clone(c.Relays)
+	if len(c.Relays) == 0 {
+		return 0, errors.New("turn: no address for relay sockets; set turn.relay")
+	}
+	for i := range c.Relays {
+		r := &c.Relays[i]
+		if r.MinPort == 0 && r.MaxPort == 0 {
+			r.MinPort, r.MaxPort = 49152, 65535
+		}
+		if !r.Advertise.IsValid() {
+			r.Advertise = r.Bind
+		}
+		r.Bind, r.Advertise = r.Bind.Unmap(), r.Advertise.Unmap()
+		key := fmt.Sprintf("turn.relay[%d]", i)
+		switch {
+		case !r.Bind.IsValid():
+			return 0, fmt.Errorf("turn: no address for relay sockets; set %s.bind", key)
+		case r.Advertise.IsUnspecified():
+			return 0, fmt.Errorf("turn: relay address %v cannot be told to anybody; set %s.advertise", r.Advertise, key)
+		case r.Bind.Is4() != r.Advertise.Is4():
+			return 0, fmt.Errorf("turn: %s.bind %v and advertise %v are of different families", key, r.Bind, r.Advertise)
+		case r.MinPort < 1024 || r.MinPort > r.MaxPort:
+			return 0, fmt.Errorf("turn: %s.ports %d to %d: want 1024 <= min <= max (RFC 8656 §7.2)", key, r.MinPort, r.MaxPort)
+		}
+		for j, o := range c.Relays[:i] {
+			// Two sockets on one port, or two allocations with one relayed address.
+			same := o.Advertise == r.Advertise || o.Bind == r.Bind || o.Bind.Is4() == r.Bind.Is4() && (o.Bind.IsUnspecified() || r.Bind.IsUnspecified())
+			if same && o.MinPort <= r.MaxPort && r.MinPort <= o.MaxPort {
+				return 0, fmt.Errorf("turn: %s.ports %d to %d overlap with those of turn.relay[%d] on the same address; give each a range of its own", key, r.MinPort, r.MaxPort, j)
+			}
+		}
+		ports += int(r.MaxPort) - int(r.MinPort) + 1
+	}
+	return ports, nil
 }
 
 func setDefault[T int | time.Duration](v *T, d T) {
@@ -231,7 +261,11 @@ func (s *Server) peers() (peerpolicy.Policy, error) {
 	if err != nil {
 		return peerpolicy.Policy{}, fmt.Errorf("turn: list this machine's addresses, to refuse them as peers: %w", err)
 	}
-	own := []netip.Addr{s.cfg.Relay.Advertise, s.cfg.Relay.Bind}
+	var own, advertised []netip.Addr
+	for _, r := range s.cfg.Relays {
+		advertised = append(advertised, r.Advertise)
+		own = append(own, r.Advertise, r.Bind)
+	}
 	for _, i := range machine {
 		if p, err := netip.ParsePrefix(i.String()); err == nil {
 			own = append(own, p.Addr().Unmap())
@@ -240,8 +274,10 @@ func (s *Server) peers() (peerpolicy.Policy, error) {
 	var listeners []netip.AddrPort
 	for _, a := range s.Addrs() {
 		if !a.Addr().IsUnspecified() {
-			// The second is ours as well behind a one-to-one NAT.
-			listeners = append(listeners, a, netip.AddrPortFrom(s.cfg.Relay.Advertise, a.Port()))
+			listeners = append(listeners, a)
+			for _, o := range advertised { // ours as well behind a one-to-one NAT
+				listeners = append(listeners, netip.AddrPortFrom(o, a.Port()))
+			}
 			continue
 		}
 		for _, o := range own {

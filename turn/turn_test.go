@@ -61,9 +61,9 @@ func start(t testing.TB, change ...func(*Config)) *bench {
 	cfg := Config{
 		Log:  slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Keys: b.ring,
-		Relay: Relay{Bind: loopback, MinPort: 50000, MaxPort: 59999},
-		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32), MinPort: 1024, MaxPort: 65535}),
-		Drain: time.Millisecond,
+		Relays: []Relay{{Bind: loopback, MinPort: 50000, MaxPort: 59999}},
+		Peers:  peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32), MinPort: 1024, MaxPort: 65535}),
+		Drain:  time.Millisecond,
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -487,7 +487,7 @@ func TestPorts(t *testing.T) {
 	lo := probe.LocalAddr().(*net.UDPAddr).AddrPort().Port() &^ 3
 	defer closed(t, probe) // one of the four is another program's
 	b := start(t, func(c *Config) {
-		c.Relay.MinPort, c.Relay.MaxPort, c.Quota, c.MaxAllocations = lo, lo+3, 10, 10
+		c.Relays[0].MinPort, c.Relays[0].MaxPort, c.Quota, c.MaxAllocations = lo, lo+3, 10, 10
 	})
 	ctx := timeout(t)
 	var open []*turnclient.Client
@@ -523,20 +523,100 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// TestHairpin: two clients of a server behind a one-to-one NAT that sends nothing back reach one
+// another by their relayed addresses.
+func TestHairpin(t *testing.T) {
+	public := netip.MustParseAddr("203.0.113.9") // no address of this machine
+	for _, bind := range []netip.Addr{loopback, netip.IPv4Unspecified()} {
+		t.Run(bind.String(), func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t) })
+			b := start(t, func(c *Config) {
+				c.Relays = []Relay{{Bind: bind, Advertise: public, MinPort: 50000, MaxPort: 59999}}
+				c.Peers = peerpolicy.General()
+			})
+			ctx := timeout(t)
+			var clients [2]*turnclient.Client
+			var relayed [2]netip.AddrPort
+			for i := range clients {
+				clients[i] = b.client(turnclient.TokenUsername(b.issue(fmt.Sprint("p", i), time.Hour)))
+				a, err := clients[i].Allocate(ctx, 0)
+				if err != nil || a.Relayed.Addr() != public {
+					t.Fatalf("%+v, %v", a, err)
+				}
+				relayed[i] = a.Relayed
+			}
+			for i, c := range clients {
+				if err := c.CreatePermission(ctx, relayed[1-i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := clients[1].ChannelBind(ctx, relayed[0]); err != nil {
+				t.Fatal(err)
+			}
+			for i, c := range clients {
+				if err := c.Send(relayed[1-i], []byte("across")); err != nil {
+					t.Fatal(err)
+				}
+				if p, err := clients[1-i].Receive(ctx); err != nil || p.Peer != relayed[i] || string(p.Data) != "across" {
+					t.Errorf("%+v, %v", p, err)
+				}
+			}
+		})
+	}
+}
+
+// TestRelayAddresses: allocations spread over the addresses, and all ports of all are used.
+func TestRelayAddresses(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	second := netip.MustParseAddr("127.0.0.2") // Linux has all of 127.0.0.0/8
+	if c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: second.AsSlice()}); err != nil {
+		t.Skip(err)
+	} else {
+		closed(t, c)
+	}
+	b := start(t, func(c *Config) {
+		c.Relays = []Relay{{Bind: loopback, MinPort: 50000, MaxPort: 50009}, {Bind: second, MinPort: 50000, MaxPort: 50009}}
+	})
+	ctx := timeout(t)
+	used := map[netip.Addr]int{}
+	for {
+		a, err := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour))).Allocate(ctx, 0)
+		if err != nil {
+			if turnclient.Code(err) != 508 {
+				t.Error(err)
+			}
+			break
+		}
+		used[a.Relayed.Addr()]++
+	}
+	// Another program may have some of them.
+	if used[loopback] < 5 || used[second] < 5 || used[loopback]+used[second] > 20 || b.s.cfg.MaxAllocations != 20 {
+		t.Errorf("allocations by address: %v", used)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	good := func() Config {
-		return Config{Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relay: Relay{Bind: loopback}, Peers: peerpolicy.General(), Keys: keyring.New(name)}
+		return Config{Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relays: []Relay{{Bind: loopback}}, Peers: peerpolicy.General(), Keys: keyring.New(name)}
 	}
 	for what, change := range map[string]func(*Config){
-		"name":          func(c *Config) { c.Name = "" },
-		"quote":         func(c *Config) { c.Name = `a"b` },
-		"long name":     func(c *Config) { c.Name = strings.Repeat("a", 128) },
-		"listen":        func(c *Config) { c.Listen = nil },
-		"relay.bind":    func(c *Config) { c.Relay.Bind = netip.Addr{} },
-		"advertise":     func(c *Config) { c.Relay.Bind = netip.IPv4Unspecified() },
-		"families":      func(c *Config) { c.Relay.Advertise = netip.IPv6Loopback() },
-		"relay ports":   func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 100, 200 },
-		"ports swapped": func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 50000, 40000 },
+		"name":                 func(c *Config) { c.Name = "" },
+		"quote":                func(c *Config) { c.Name = `a"b` },
+		"long name":            func(c *Config) { c.Name = strings.Repeat("a", 128) },
+		"listen":               func(c *Config) { c.Listen = nil },
+		"relay":                func(c *Config) { c.Relays = nil },
+		"relay.bind":           func(c *Config) { c.Relays[0].Bind = netip.Addr{} },
+		"one port, two relays": func(c *Config) { c.Relays = append(c.Relays, Relay{Bind: loopback, MinPort: 65535, MaxPort: 65535}) },
+		"one address, two relays": func(c *Config) {
+			c.Relays = append(c.Relays, Relay{Bind: netip.MustParseAddr("127.0.0.2"), Advertise: loopback})
+		},
+		"any address, two relays": func(c *Config) {
+			c.Relays = append(c.Relays, Relay{Bind: netip.IPv4Unspecified(), Advertise: netip.MustParseAddr("192.0.2.1")})
+		},
+		"advertise":     func(c *Config) { c.Relays[0].Bind = netip.IPv4Unspecified() },
+		"families":      func(c *Config) { c.Relays[0].Advertise = netip.IPv6Loopback() },
+		"relay ports":   func(c *Config) { c.Relays[0].MinPort, c.Relays[0].MaxPort = 100, 200 },
+		"ports swapped": func(c *Config) { c.Relays[0].MinPort, c.Relays[0].MaxPort = 50000, 40000 },
 		"peers":         func(c *Config) { c.Peers = peerpolicy.Policy{} },
 		"keys":          func(c *Config) { c.Keys = nil },
 		"policy":        func(c *Config) { c.Policy = 9 },

@@ -79,7 +79,7 @@ func (h *house) observe() error {
 		}})
 	}
 	if h.has("turn") {
-		n := float64(h.file.TURN.Relay.Ports.Count())
+		n := float64(h.file.TURN.RelayPorts())
 		gauges = append(gauges, gauge{"wicgate_turn_relay_ports", "Relay ports, the most allocations that there can be.", func() float64 { return n }})
 	}
 	for _, g := range gauges {

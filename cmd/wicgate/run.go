@@ -287,8 +287,7 @@ func (h *house) turn(*http.ServeMux) error {
 	}
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
-		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
-		Peers: peers, Keys: h.rings,
+		Relays: relays(c.Relay), Peers: peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
 		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
@@ -302,6 +301,13 @@ func (h *house) turn(*http.ServeMux) error {
 	})
 	h.add("turn", s.Serve, func() any { return s.Stats() })
 	return nil
+}
+
+func relays(sides []config.Side) (out []turn.Relay) {
+	for _, s := range sides {
+		out = append(out, turn.Relay{Bind: s.Bind.Addr, Advertise: s.Public(), MinPort: s.Ports.First, MaxPort: s.Ports.Last})
+	}
+	return out
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

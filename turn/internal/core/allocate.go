@@ -2,7 +2,6 @@ package core
 
 import (
 	"container/heap"
-	"net/netip"
 	"time"
 
 	"wicgate/internal/wire/stun"
@@ -131,23 +130,25 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	out.Actions = append(out.Actions, Action{Kind: Open, ID: a.id, Even: even, Tuple: a.tuple})
 }
 
-// Opened tells that the relay socket of id is open: relay is what actions name it by, relayed its
-// address as peers see it. The client is answered now.
-func (c *Core) Opened(now time.Time, id ID, relay any, relayed netip.AddrPort, out *Outbox) {
+// Opened tells that the relay socket of id is open. The client is answered now.
+func (c *Core) Opened(now time.Time, id ID, s Socket, out *Outbox) {
 	out.reset()
 	a := c.ids[id]
-	if a == nil || a.state != opening || c.relays[relayed] != nil {
+	if a == nil || a.state != opening || c.relays[s.Relayed] != nil {
 		// It ended meanwhile. Nobody has heard of it, so there is no end to log.
-		out.Actions = append(out.Actions, Action{Kind: Close, ID: id, Relay: relay})
+		out.Actions = append(out.Actions, Action{Kind: Close, ID: id, Relay: s.Relay})
 		return
 	}
-	a.state, a.relay, a.relayed = open, relay, relayed
+	a.state, a.socket = open, s
 	a.expires = now.Add(a.created.lifetime)
 	if end := c.hardEnd(a.cur, a.extended); end.Before(a.expires) {
 		a.expires = end // opening took its time
 	}
 	heap.Fix(&c.queue, a.place)
-	c.relays[relayed] = a
+	c.relays[s.Relayed] = a
+	if s.Local != s.Relayed {
+		c.locals[s.Local] = s.Relayed
+	}
 	c.stats.AllocationsTotal++
 	c.allocated(a, a.cur.key.Expose(), out)
 }
@@ -172,7 +173,7 @@ func (c *Core) OpenFailed(now time.Time, id ID, out *Outbox) {
 func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 	out.Method = stun.Allocate
 	m := stun.AppendHeader(out.scratch[:0], stun.NewType(stun.Allocate, stun.Success), a.created.id)
-	m = stun.AppendXORAddress(m, stun.AttrXORRelayedAddress, a.relayed)
+	m = stun.AppendXORAddress(m, stun.AttrXORRelayedAddress, a.socket.Relayed)
 	m = stun.AppendUint32(m, stun.AttrLifetime, uint32(a.created.lifetime/time.Second))
 	m = stun.AppendXORAddress(m, stun.AttrXORMappedAddress, a.tuple.Client)
 	if a.created.otherFamily != 0 {

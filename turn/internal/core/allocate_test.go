@@ -164,7 +164,7 @@ func TestOpening(t *testing.T) {
 	if n := w.core.Revoke(w.now, "p1", &out); n != 1 || len(out.Actions) != 0 {
 		t.Errorf("revoked %d, %+v", n, out.Actions)
 	}
-	w.core.Opened(w.now, id, "socket", netip.MustParseAddrPort("203.0.113.9:50000"), &out)
+	w.core.Opened(w.now, id, Socket{Relay: "socket", Relayed: netip.MustParseAddrPort("203.0.113.9:50000")}, &out)
 	if len(out.Actions) != 1 || out.Actions[0].Kind != Close || out.Actions[0].Relay != "socket" || out.Actions[0].Ended != nil {
 		t.Errorf("late socket: %+v", out.Actions)
 	}

@@ -26,8 +26,7 @@ type allocation struct {
 	owner   string
 	created answer // the Allocate, to answer it and its retransmissions
 
-	relay   any
-	relayed netip.AddrPort
+	socket Socket
 
 	cur      *credential
 	old      *credential // replaced by a Refresh, still verifying until oldUntil
@@ -42,6 +41,15 @@ type allocation struct {
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
 	traffic     Traffic
+}
+
+// Socket is a relay socket that has been opened.
+type Socket struct {
+	Relay   any            // what actions name it by
+	Relayed netip.AddrPort // as clients and peers see it
+	// Local is how this machine reaches it, where that is not Relayed: behind a one-to-one NAT, which
+	// need not send back what comes from inside.
+	Local netip.AddrPort
 }
 
 // answer is what is needed to answer an Allocate later, or again.

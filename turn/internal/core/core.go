@@ -120,7 +120,8 @@ type Core struct {
 
 	tuples map[Tuple]*allocation
 	ids    map[ID]*allocation
-	relays map[netip.AddrPort]*allocation // by relayed address
+	relays map[netip.AddrPort]*allocation    // by relayed address
+	locals map[netip.AddrPort]netip.AddrPort // relayed addresses by the socket's own, where that is another
 	owners map[string][]*allocation
 	queue  expiryQueue
 	lastID ID
@@ -139,7 +140,7 @@ type Core struct {
 func New(cfg Config) *Core {
 	return &Core{
 		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate),
-		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, owners: map[string][]*allocation{},
+		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, locals: map[netip.AddrPort]netip.AddrPort{}, owners: map[string][]*allocation{},
 		living: map[string]time.Time{},
 	}
 }
@@ -349,7 +350,8 @@ func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	delete(c.tuples, a.tuple)
 	delete(c.ids, a.id)
 	if a.state == open {
-		delete(c.relays, a.relayed)
+		delete(c.relays, a.socket.Relayed)
+		delete(c.locals, a.socket.Local)
 	}
 	rest := c.owners[a.owner]
 	for i, o := range rest {
@@ -367,8 +369,8 @@ func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	}
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
-		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.relay, Ended: &Ended{
-			Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed, Age: now.Sub(a.born), Traffic: a.traffic,
+		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.socket.Relay, Ended: &Ended{
+			Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.socket.Relayed, Age: now.Sub(a.born), Traffic: a.traffic,
 		}})
 	}
 	a.state = ended

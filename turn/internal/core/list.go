@@ -29,7 +29,7 @@ func (c *Core) List(now time.Time, want func(id ID, pseudonym string) bool) (lis
 			continue
 		}
 		s := Allocation{
-			ID: id, Pseudonym: a.owner, Credential: a.cur.kind(), Tuple: a.tuple, Relayed: a.relayed,
+			ID: id, Pseudonym: a.owner, Credential: a.cur.kind(), Tuple: a.tuple, Relayed: a.socket.Relayed,
 			Since: a.born, Expires: a.expires, CredentialEnds: a.cur.ends, Traffic: a.traffic,
 		}
 		for addr, until := range a.permissions {

@@ -18,6 +18,7 @@ const realm = "turn.ims.test"
 
 var (
 	relayIP  = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
+	insideIP = netip.MustParseAddr("10.0.0.9")
 	gateway  = netip.MustParseAddrPort("192.0.2.10:40000")
 	stranger = netip.MustParseAddrPort("192.0.2.11:40000")
 	alice    = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
@@ -26,17 +27,18 @@ var (
 
 // world is a Core with a clock, a keyring, and relay sockets that open when asked.
 type world struct {
-	t     testing.TB
-	core  *Core
-	now   time.Time
-	ring  *keyring.Ring
-	out   Outbox
-	h     *stun.Hasher
-	port  uint16
-	ended []*Ended
-	last  Outbox // what the last packet led to, before any opening
-	seq   byte
-	fails bool // relay sockets do not open
+	t         testing.TB
+	core      *Core
+	now       time.Time
+	ring      *keyring.Ring
+	out       Outbox
+	h         *stun.Hasher
+	port      uint16
+	ended     []*Ended
+	last      Outbox // what the last packet led to, before any opening
+	seq       byte
+	fails     bool // relay sockets do not open
+	behindNAT bool // they are on insideIP, and on relayIP to others
 }
 
 func newWorld(t testing.TB, change ...func(*Config)) *world {
@@ -231,7 +233,7 @@ func (w *world) act(t Tuple) response {
 				w.core.OpenFailed(w.now, a.ID, &w.out)
 			} else {
 				w.port++
-				w.core.Opened(w.now, a.ID, w.port, netip.AddrPortFrom(relayIP, w.port), &w.out)
+				w.core.Opened(w.now, a.ID, w.socket(w.port), &w.out)
 			}
 			i = -1
 		case Close:
@@ -241,6 +243,15 @@ func (w *world) act(t Tuple) response {
 		}
 	}
 	return r
+}
+
+// socket is the relay socket of a port.
+func (w *world) socket(port uint16) Socket {
+	at := netip.AddrPortFrom(relayIP, port)
+	if w.behindNAT {
+		return Socket{port, at, netip.AddrPortFrom(insideIP, port)}
+	}
+	return Socket{port, at, at}
 }
 
 // ask sends an authenticated request with a fresh nonce.
@@ -355,7 +366,7 @@ func (w *world) invariants() {
 			}
 			if a.state == open {
 				opened++
-				if c.relays[a.relayed] != a {
+				if c.relays[a.socket.Relayed] != a {
 					w.t.Fatal("relayed address is not found")
 				}
 			}
