@@ -132,25 +132,31 @@ func family(a netip.Addr) int {
 	return 1
 }
 
-// open opens a relay socket for a and tells the core.
+// open opens the relay sockets for a and tells the core.
 func (w *worker) open(a *core.Action) {
 	s := w.s
-	r, err := s.openRelay(family(s.cfg.Relays[0].Bind), a.Even)
-	if err != nil {
-		s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "error", err)
-		s.mu.Lock()
-		s.core.OpenFailed(time.Now(), a.ID, &w.opened)
-		s.mu.Unlock()
-		w.act(&w.opened)
-		return
+	var opened []*relay
+	var got core.Sockets
+	for f := range got.Family {
+		if a.Families&(1<<f) == 0 {
+			continue
+		}
+		r, err := s.openRelay(f, a.Even)
+		if err != nil {
+			s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "family", []string{"IPv4", "IPv6"}[f], "error", err)
+			continue
+		}
+		r.id = a.ID
+		got.Family[f] = r.socket()
+		opened = append(opened, r)
+		s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", got.Family[f].Relayed)
 	}
-	socket := r.socket()
-	r.id = a.ID
 	s.mu.Lock()
-	s.core.Opened(time.Now(), a.ID, socket, &w.opened)
+	s.core.Opened(time.Now(), a.ID, got, &w.opened)
 	s.mu.Unlock()
-	s.relays.Go(func() { s.serveRelay(r) })
-	s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", socket.Relayed)
+	for _, r := range opened {
+		s.relays.Go(func() { s.serveRelay(r) })
+	}
 	w.act(&w.opened)
 }
 

@@ -148,8 +148,10 @@ func New(cfg Config) (*Server, error) {
 	if err := s.newStreams(); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 	}
+	families := byte(0)
 	for _, r := range cfg.Relays {
 		f := family(r.Bind)
+		families |= 1 << f // stun.FamilyIPv4, stun.FamilyIPv6
 		s.pools[f] = append(s.pools[f], newPool(r))
 	}
 	peers, err := s.peers()
@@ -157,7 +159,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.core = core.New(core.Config{
-		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relays[0].Bind.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
+		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, Families: families, Policy: cfg.Policy, GraceMax: cfg.GraceMax,
 		Quota: cfg.Quota, MaxAllocations: cfg.MaxAllocations, MaxPermissions: cfg.MaxPermissions, MaxChannels: cfg.MaxChannels,
 		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken,
 		Secrets: cfg.Secrets, Revoked: cfg.Revoked, BlindClosed: cfg.BlindClosed,

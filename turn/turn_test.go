@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -122,9 +123,11 @@ func (b *bench) client(cr turnclient.Credential) *turnclient.Client {
 }
 
 // echo is a peer that sends back what it gets.
-func echo(t testing.TB) netip.AddrPort {
+func echo(t testing.TB) netip.AddrPort { return echoOn(t, loopback) }
+
+func echoOn(t testing.TB, at netip.Addr) netip.AddrPort {
 	t.Helper()
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: at.AsSlice()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +276,7 @@ func TestSessions(t *testing.T) {
 		if a.Pseudonym != want.pseudonym || a.Credential != want.credential || a.Transport != want.transport || a.Client != clients[i].LocalAddr() {
 			t.Errorf("%+v, want %v", a, want)
 		}
-		if one, ok := b.s.Session(a.ID); !ok || one.Relayed != a.Relayed || !one.Expires.After(time.Now()) {
+		if one, ok := b.s.Session(a.ID); !ok || !slices.Equal(one.Relayed, a.Relayed) || len(a.Relayed) != 1 || !one.Expires.After(time.Now()) {
 			t.Errorf("%+v, %v", one, ok)
 		}
 	}
@@ -592,6 +595,72 @@ func TestRelayAddresses(t *testing.T) {
 	// Another program may have some of them.
 	if used[loopback] < 5 || used[second] < 5 || used[loopback]+used[second] > 20 || b.s.cfg.MaxAllocations != 20 {
 		t.Errorf("allocations by address: %v", used)
+	}
+}
+
+// TestFamilies: clients of IPv4 and IPv6 reach peers of IPv4 and IPv6 by one allocation of both, and
+// keep one when the other is deleted.
+func TestFamilies(t *testing.T) {
+	six := netip.IPv6Loopback()
+	peers := []netip.AddrPort{echo(t), echoOn(t, six)}
+	for i, client := range []string{"IPv4 client", "IPv6 client"} {
+		t.Run(client, func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
+			b := start(t, func(c *Config) {
+				c.Listen = append(c.Listen, netip.AddrPortFrom(six, 0))
+				c.Relays = append(c.Relays, Relay{Bind: six, MinPort: 50000, MaxPort: 59999})
+				c.Peers = peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32)}, peerpolicy.Range{Prefix: netip.PrefixFrom(six, 128)})
+			})
+			ctx := timeout(t)
+			c, err := turnclient.Dial(turnclient.Config{Server: b.s.Addrs()[i], Credential: turnclient.TokenUsername(b.issue("p1", time.Hour))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { closed(t, c) })
+			small := func(typ stun.Attr, v byte) turnclient.Attribute {
+				return func(m []byte) []byte { return stun.AppendByte(m, typ, v) }
+			}
+			a, err := c.Allocate(ctx, 0, small(stun.AttrAdditionalAddressFamily, stun.FamilyIPv6))
+			if err != nil || a.Relayed.Addr() != loopback || a.Second.Addr() != six || a.Mapped != c.LocalAddr() {
+				t.Fatalf("%+v, %v", a, err)
+			}
+			if err := c.CreatePermission(ctx, peers...); err != nil {
+				t.Fatal(err)
+			}
+			round := func(peer netip.AddrPort) {
+				t.Helper()
+				if err := c.Send(peer, []byte("there and back")); err != nil {
+					t.Fatal(err)
+				}
+				if p, err := c.Receive(ctx); err != nil || p.Peer != peer || string(p.Data) != "there and back" {
+					t.Fatalf("%+v, %v", p, err)
+				}
+			}
+			for _, p := range peers {
+				round(p)
+				if _, err := c.ChannelBind(ctx, p); err != nil {
+					t.Fatal(err)
+				}
+				round(p)
+			}
+			if l := b.s.Sessions(""); len(l) != 1 || !slices.Equal(l[0].Relayed, []netip.AddrPort{a.Relayed, a.Second}) {
+				t.Errorf("%+v", l)
+			}
+			if _, err := c.Refresh(ctx, 0, small(stun.AttrRequestedAddressFamily, stun.FamilyIPv4)); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.CreatePermission(ctx, peers[0]); turnclient.Code(err) != 443 {
+				t.Errorf("permission of a deleted family: %v", err)
+			}
+			round(peers[1])
+			// The relay port of the half is free again.
+			free, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(a.Relayed))
+			if err != nil {
+				t.Fatal(err)
+			}
+			closed(t, free)
+			b.stop()
+		})
 	}
 }
 

@@ -249,9 +249,12 @@ type turnSessions struct{ s *turn.Server }
 func (t turnSessions) Sessions() (out []admin.Session) {
 	for _, a := range t.s.Sessions("") {
 		x := admin.Session{
-			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: a.Relayed.String(),
+			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: []string{},
 			Since: a.Since, Expires: a.Expires, Credential: a.Credential, CredentialEnds: a.CredentialEnds, Permissions: []string{}, Channels: []string{},
 			ToPeerPackets: a.ToPeerPackets, ToPeerBytes: a.ToPeerBytes, ToClientPackets: a.ToClientPackets, ToClientBytes: a.ToClientBytes,
+		}
+		for _, r := range a.Relayed {
+			x.Relayed = append(x.Relayed, r.String())
 		}
 		for _, p := range a.Permissions {
 			x.Permissions = append(x.Permissions, p.String())

@@ -209,6 +209,7 @@ type Attribute func(m []byte) []byte
 // Allocation is what the server has granted.
 type Allocation struct {
 	Relayed, Mapped netip.AddrPort
+	Second          netip.AddrPort // relayed too, of the other family, where ADDITIONAL-ADDRESS-FAMILY was granted
 	Lifetime        time.Duration
 }
 
@@ -230,6 +231,11 @@ func (c *Client) Allocate(ctx context.Context, lifetime time.Duration, extra ...
 	a := Allocation{}
 	if a.Relayed, err = address(m, stun.AttrXORRelayedAddress); err != nil {
 		return Allocation{}, err
+	}
+	for t, v := range m.All() {
+		if p, err := stun.ParseXORAddress(v, m.TransactionID()); t == stun.AttrXORRelayedAddress && err == nil && p != a.Relayed {
+			a.Second = p
+		}
 	}
 	if a.Mapped, err = address(m, stun.AttrXORMappedAddress); err != nil {
 		return Allocation{}, err
@@ -256,10 +262,15 @@ func lifetimeOf(m stun.Message) (time.Duration, error) {
 	return time.Duration(s) * time.Second, nil
 }
 
-// Refresh asks for lifetime more; 0 ends the allocation. It returns what was granted.
-func (c *Client) Refresh(ctx context.Context, lifetime time.Duration) (time.Duration, error) {
+// Refresh asks for lifetime more; 0 ends the allocation. It returns what was granted. extra are
+// further attributes.
+func (c *Client) Refresh(ctx context.Context, lifetime time.Duration, extra ...Attribute) (time.Duration, error) {
 	m, err := c.request(ctx, stun.Refresh, func(b []byte) []byte {
-		return stun.AppendUint32(b, stun.AttrLifetime, uint32(lifetime/time.Second))
+		b = stun.AppendUint32(b, stun.AttrLifetime, uint32(lifetime/time.Second))
+		for _, f := range extra {
+			b = f(b)
+		}
+		return b
 	})
 	if err != nil {
 		return 0, err

@@ -41,11 +41,8 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		}
 		return
 	}
-	// 6.–8. Address families. The relay has one.
-	ours, other := byte(stun.FamilyIPv4), byte(stun.FamilyIPv6)
-	if c.cfg.RelayIPv6 {
-		ours, other = other, ours
-	}
+	// 6.–8. Address families.
+	families := byte(stun.FamilyIPv4) // what no attribute means
 	create := answer{id: r.msg.TransactionID(), sha256: r.msg.HasIntegritySHA256(), fingerprint: r.msg.HasFingerprint()}
 	switch {
 	case r.family != nil && r.additional != nil:
@@ -57,20 +54,25 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 			c.fail(r, out, 400, CauseBadRequest, nil)
 			return
 		}
-		if want != ours {
-			c.fail(r, out, 440, CauseFamily, nil)
-			return
+		if want != stun.FamilyIPv4 && want != stun.FamilyIPv6 {
+			want = 0
 		}
+		families = want
 	case r.additional != nil:
 		want, err := stun.ParseByte(r.additional)
 		if err != nil || want != stun.FamilyIPv6 { // §7.2: IPv4 as an addition is 400
 			c.fail(r, out, 400, CauseBadRequest, nil)
 			return
 		}
-		// One of the two is possible: success, with ADDRESS-ERROR-CODE for the other.
-		create.otherFamily = other
-	case c.cfg.RelayIPv6:
-		c.fail(r, out, 440, CauseFamily, nil) // nothing asked means IPv4
+		families = stun.FamilyIPv4 | stun.FamilyIPv6
+		for i := range create.failed {
+			if c.cfg.Families&byte(1+i) == 0 {
+				create.failed[i] = 440 // success for the other
+			}
+		}
+	}
+	if families &= c.cfg.Families; families == 0 {
+		c.fail(r, out, 440, CauseFamily, nil)
 		return
 	}
 	// 9. EVEN-PORT: R asks to hold the next port too. We do not, and say so with the clause's 508.
@@ -120,46 +122,64 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.lastID++
 	a = &allocation{
-		id: c.lastID, tuple: r.tuple, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
+		id: c.lastID, tuple: r.tuple, families: families, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
 		born: r.now, expires: r.now.Add(min(openTimeout, create.lifetime)),
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
 	c.owners[a.owner] = append(c.owners[a.owner], a)
 	heap.Push(&c.queue, a)
-	out.Actions = append(out.Actions, Action{Kind: Open, ID: a.id, Even: even, Tuple: a.tuple})
+	out.Actions = append(out.Actions, Action{Kind: Open, ID: a.id, Families: families, Even: even, Tuple: a.tuple})
 }
 
-// Opened tells that the relay socket of id is open. The client is answered now.
-func (c *Core) Opened(now time.Time, id ID, s Socket, out *Outbox) {
+// Sockets are what came of an Open. A zero Socket is one that was not asked for, or could not be opened.
+type Sockets struct {
+	Family [2]Socket // IPv4, IPv6
+}
+
+// Opened tells what came of the Open of id. The client is answered now: with 508 if there is no relay
+// socket at all, and with ADDRESS-ERROR-CODE if there is one of two.
+func (c *Core) Opened(now time.Time, id ID, got Sockets, out *Outbox) {
 	out.reset()
 	a := c.ids[id]
-	if a == nil || a.state != opening || c.relays[s.Relayed] != nil {
+	if a == nil || a.state != opening {
 		// It ended meanwhile. Nobody has heard of it, so there is no end to log.
-		out.Actions = append(out.Actions, Action{Kind: Close, ID: id, Relay: s.Relay})
+		for _, s := range got.Family {
+			if s.Relay != nil {
+				out.Actions = append(out.Actions, Action{Kind: Close, ID: id, Relay: s.Relay})
+			}
+		}
 		return
 	}
-	a.state, a.socket = open, s
-	a.expires = now.Add(a.created.lifetime)
-	if end := c.hardEnd(a.cur, a.extended); end.Before(a.expires) {
-		a.expires = end // opening took its time
+	if got == (Sockets{}) {
+		c.openFailed(a, now, out)
+		return
 	}
-	heap.Fix(&c.queue, a.place)
-	c.relays[s.Relayed] = a
-	if s.Local != s.Relayed {
-		c.locals[s.Local] = s.Relayed
+	expires := now.Add(a.created.lifetime)
+	if end := c.hardEnd(a.cur, a.extended); end.Before(expires) {
+		expires = end // opening took its time
 	}
+	a.state = open
+	for i, s := range got.Family {
+		if s.Relay == nil {
+			if a.families&byte(1+i) != 0 {
+				a.created.failed[i] = 508
+			}
+			continue
+		}
+		a.halves[i] = half{s, expires}
+		c.relays[s.Relayed] = a
+		if s.Local != s.Relayed {
+			c.locals[s.Local] = s.Relayed
+		}
+	}
+	c.reschedule(a)
 	c.stats.AllocationsTotal++
 	c.allocated(a, a.cur.key.Expose(), out)
 }
 
-// OpenFailed tells that no relay socket could be opened for id: 508.
-func (c *Core) OpenFailed(now time.Time, id ID, out *Outbox) {
-	out.reset()
-	a := c.ids[id]
-	if a == nil || a.state != opening {
-		return
-	}
+// openFailed answers 508: there is no relay socket.
+func (c *Core) openFailed(a *allocation, now time.Time, out *Outbox) {
 	out.Method = stun.Allocate
 	c.refuse(out, CauseCapacity, nil)
 	out.Code = 508
@@ -173,27 +193,35 @@ func (c *Core) OpenFailed(now time.Time, id ID, out *Outbox) {
 func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 	out.Method = stun.Allocate
 	m := stun.AppendHeader(out.scratch[:0], stun.NewType(stun.Allocate, stun.Success), a.created.id)
-	m = stun.AppendXORAddress(m, stun.AttrXORRelayedAddress, a.socket.Relayed)
+	for i := range a.halves {
+		if a.halves[i].open() {
+			m = stun.AppendXORAddress(m, stun.AttrXORRelayedAddress, a.halves[i].Relayed)
+		}
+	}
 	m = stun.AppendUint32(m, stun.AttrLifetime, uint32(a.created.lifetime/time.Second))
 	m = stun.AppendXORAddress(m, stun.AttrXORMappedAddress, a.tuple.Client)
-	if a.created.otherFamily != 0 {
-		m = stun.AppendAddressErrorCode(m, a.created.otherFamily, 440)
+	for i, code := range a.created.failed {
+		if code != 0 {
+			m = stun.AppendAddressErrorCode(m, byte(1+i), code)
+		}
 	}
 	c.finish(out, a.tuple, m, key, a.created.sha256, a.created.fingerprint)
 }
 
 // refresh handles an authenticated Refresh request of the allocation's owner (RFC 8656 §8.2).
 func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
+	scope := a.halves[:]
 	if r.family != nil {
 		want, err := stun.ParseByte(r.family)
 		if err != nil {
 			c.fail(r, out, 400, CauseBadRequest, nil)
 			return
 		}
-		if (want == stun.FamilyIPv6) != c.cfg.RelayIPv6 || want != stun.FamilyIPv4 && want != stun.FamilyIPv6 {
+		if want != stun.FamilyIPv4 && want != stun.FamilyIPv6 || !a.halves[want-1].open() {
 			c.fail(r, out, 443, CauseFamily, nil)
 			return
 		}
+		scope = a.halves[want-1 : want]
 	}
 	want, ok := seconds(r.lifetime)
 	if r.lifetime != nil && !ok {
@@ -203,7 +231,12 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 	if ok && want == 0 {
 		m := stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, 0)
 		c.reply(r, out, m)
-		c.end(a, r.now, EndDeleted, out)
+		if len(scope) == 1 && len(a.relayed()) > 1 {
+			c.endHalf(a, &scope[0], nil, out)
+			c.reschedule(a)
+		} else {
+			c.end(a, r.now, EndDeleted, out)
+		}
 		return
 	}
 	// A token that is not the allocation's yet, of the same pseudonym (else 441, before): it takes
@@ -224,8 +257,12 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 		a.old, a.oldUntil = a.cur, r.now.Add(OldKeyLife)
 		a.cur = r.cred
 	}
-	a.expires = r.now.Add(life)
-	heap.Fix(&c.queue, a.place)
+	for i := range scope {
+		if scope[i].open() {
+			scope[i].expires = r.now.Add(life)
+		}
+	}
+	c.reschedule(a)
 	a.sweep(r.now)
 	c.reply(r, out, stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, uint32(life/time.Second)))
 }

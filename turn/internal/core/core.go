@@ -74,12 +74,12 @@ const (
 
 // Config is what a Core needs. All fields but the noted ones are required.
 type Config struct {
-	Name      string // TURN server name: REALM, THIRD-PARTY-AUTHORIZATION, and associated data of tokens
-	Keys      Keys
-	Peers     peerpolicy.Policy // with own listeners and relays added
-	RelayIPv6 bool              // the family of the relay addresses
-	Policy    CredentialPolicy
-	GraceMax  time.Duration // ignored under Strict
+	Name     string // TURN server name: REALM, THIRD-PARTY-AUTHORIZATION, and associated data of tokens
+	Keys     Keys
+	Peers    peerpolicy.Policy // with own listeners and relays added
+	Families byte              // of the relay addresses: stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
+	Policy   CredentialPolicy
+	GraceMax time.Duration // ignored under Strict
 
 	Quota          int // allocations per pseudonym
 	MaxAllocations int
@@ -239,8 +239,7 @@ func (c *Core) binding(r *request, out *Outbox) {
 // lookup returns the allocation of t, ending it if its time has come.
 func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 	a := c.tuples[t]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
+	if a != nil && c.expire(a, now, out) {
 		return nil
 	}
 	return a
@@ -258,7 +257,7 @@ func (c *Core) NextTimeout() (at time.Time, ok bool) {
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
-		c.end(c.queue[0], now, EndExpired, out)
+		c.expire(c.queue[0], now, out)
 	}
 }
 
@@ -349,10 +348,6 @@ func (c *Core) Allocations() int { return len(c.ids) }
 func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	delete(c.tuples, a.tuple)
 	delete(c.ids, a.id)
-	if a.state == open {
-		delete(c.relays, a.socket.Relayed)
-		delete(c.locals, a.socket.Local)
-	}
 	rest := c.owners[a.owner]
 	for i, o := range rest {
 		if o == a {
@@ -369,12 +364,64 @@ func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	}
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
-		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.socket.Relay, Ended: &Ended{
-			Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.socket.Relayed, Age: now.Sub(a.born), Traffic: a.traffic,
-		}})
+		e := &Ended{Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed(), Age: now.Sub(a.born), Traffic: a.traffic}
+		for i := range a.halves {
+			if a.halves[i].open() {
+				c.endHalf(a, &a.halves[i], e, out)
+				e = nil // one line in the log
+			}
+		}
 	}
 	a.state = ended
 	c.stats.Ended[why]++
+}
+
+// endHalf closes a relay socket of a, with the permissions and channels that were its (RFC 8656 §8.2).
+func (c *Core) endHalf(a *allocation, h *half, e *Ended, out *Outbox) {
+	for addr := range a.permissions {
+		if a.half(addr) == h {
+			delete(a.permissions, addr)
+		}
+	}
+	for n, ch := range a.channels {
+		if a.half(ch.peer.Addr()) == h {
+			delete(a.channels, n)
+			delete(a.byPeer, ch.peer)
+		}
+	}
+	delete(c.relays, h.Relayed)
+	delete(c.locals, h.Local)
+	out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: h.Relay, Ended: e})
+	*h = half{}
+}
+
+// expire ends what of a has come to its time, and reports whether that is all of it.
+func (c *Core) expire(a *allocation, now time.Time, out *Outbox) bool {
+	if !a.expired(now) {
+		return false
+	}
+	if !now.Before(a.latest()) {
+		c.end(a, now, EndExpired, out)
+		return true
+	}
+	for i := range a.halves { // each has been refreshed by itself
+		if h := &a.halves[i]; h.open() && !now.Before(h.expires) {
+			c.endHalf(a, h, nil, out)
+		}
+	}
+	c.reschedule(a)
+	return false
+}
+
+// reschedule puts a where the first of its halves to expire says.
+func (c *Core) reschedule(a *allocation) {
+	a.expires = a.latest()
+	for i := range a.halves {
+		if h := &a.halves[i]; h.open() && h.expires.Before(a.expires) {
+			a.expires = h.expires
+		}
+	}
+	heap.Fix(&c.queue, a.place)
 }
 
 // transactionID returns a fresh random id (RFC 8489 §5).

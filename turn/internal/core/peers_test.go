@@ -31,7 +31,9 @@ func TestForbiddenPeers(t *testing.T) {
 	listener := ap("8.8.4.4:3478")
 	general := func(v6 bool) func(*Config) {
 		return func(c *Config) {
-			c.RelayIPv6 = v6
+			if c.Families = stun.FamilyIPv4; v6 {
+				c.Families = stun.FamilyIPv6
+			}
 			c.Peers = peerpolicy.General().WithListeners(listener).WithRelays(relayIP)
 		}
 	}
@@ -93,7 +95,7 @@ func TestOwnRelay(t *testing.T) {
 	a, b := w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inUsername, "p2", w.now, time.Hour)
 	w.want(w.ask(alice, a, stun.Allocate, transport(17)), 0)
 	w.want(w.ask(mallory, b, stun.Allocate, transport(17)), 0)
-	ra, rb := w.core.tuples[alice].socket.Relayed, w.core.tuples[mallory].socket.Relayed
+	ra, rb := w.core.tuples[alice].halves[0].Relayed, w.core.tuples[mallory].halves[0].Relayed
 	w.want(w.ask(alice, a, stun.ChannelBind, channelNumber(0x4000), peer(rb)), 0)
 	if p, _, ok := w.toPeer(alice, stun.AppendChannelData(nil, 0x4000, []byte("x"))); !ok || p != rb {
 		t.Error("not relayed to the neighbour's relay")
@@ -119,7 +121,7 @@ func TestHairpin(t *testing.T) {
 	a, b := w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inUsername, "p2", w.now, time.Hour)
 	w.want(w.ask(alice, a, stun.Allocate, transport(17)), 0)
 	w.want(w.ask(mallory, b, stun.Allocate, transport(17)), 0)
-	from, to := w.core.tuples[alice].socket, w.core.tuples[mallory].socket
+	from, to := w.core.tuples[alice].halves[0].Socket, w.core.tuples[mallory].halves[0].Socket
 	w.want(w.ask(alice, a, stun.ChannelBind, channelNumber(0x4000), peer(to.Local)), 403)
 	w.want(w.ask(alice, a, stun.ChannelBind, channelNumber(0x4000), peer(to.Relayed)), 0)
 	if p, _, ok := w.toPeer(alice, stun.AppendChannelData(nil, 0x4000, []byte("x"))); !ok || p != to.Local {

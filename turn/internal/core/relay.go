@@ -74,10 +74,10 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 	c.stats.Traffic.SentBytes += uint64(len(data))
 	if len(c.locals) > 0 {
 		if to := c.relays[peer]; to != nil {
-			peer = to.socket.Local // the NAT in front might drop it
+			peer = to.half(peer.Addr()).Local // the NAT in front might drop it
 		}
 	}
-	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.socket.Relay, Peer: peer, Data: data})
+	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.half(peer.Addr()).Relay, Peer: peer, Data: data})
 }
 
 // FromPeer takes a packet of n bytes from peer, unmapped, that arrived at the relay socket of id. It
@@ -86,11 +86,7 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 func (c *Core) FromPeer(now time.Time, id ID, peer netip.AddrPort, buf []byte, n int, out *Outbox) {
 	out.reset()
 	a := c.ids[id]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
-		a = nil
-	}
-	if a == nil || a.state != open {
+	if a == nil || c.expire(a, now, out) || a.state != open {
 		c.refuse(out, CauseNoAllocation, nil)
 		return
 	}

@@ -17,35 +17,40 @@ import (
 const realm = "turn.ims.test"
 
 var (
-	relayIP  = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
-	insideIP = netip.MustParseAddr("10.0.0.9")
-	gateway  = netip.MustParseAddrPort("192.0.2.10:40000")
-	stranger = netip.MustParseAddrPort("192.0.2.11:40000")
-	alice    = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
-	mallory  = Tuple{Client: netip.MustParseAddrPort("198.51.100.66:6666"), Transport: 17}
+	relayIP   = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
+	insideIP  = netip.MustParseAddr("10.0.0.9")
+	relayIP6  = netip.MustParseAddr("2001:db8::9")
+	insideIP6 = netip.MustParseAddr("fd00::9")
+	gateway6  = netip.MustParseAddrPort("[2001:db8:1::10]:40000")
+	gateway   = netip.MustParseAddrPort("192.0.2.10:40000")
+	stranger  = netip.MustParseAddrPort("192.0.2.11:40000")
+	alice     = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
+	mallory   = Tuple{Client: netip.MustParseAddrPort("198.51.100.66:6666"), Transport: 17}
 )
 
 // world is a Core with a clock, a keyring, and relay sockets that open when asked.
 type world struct {
-	t         testing.TB
-	core      *Core
-	now       time.Time
-	ring      *keyring.Ring
-	out       Outbox
-	h         *stun.Hasher
-	port      uint16
-	ended     []*Ended
-	last      Outbox // what the last packet led to, before any opening
-	seq       byte
-	fails     bool // relay sockets do not open
-	behindNAT bool // they are on insideIP, and on relayIP to others
+	t              testing.TB
+	core           *Core
+	now            time.Time
+	ring           *keyring.Ring
+	out            Outbox
+	h              *stun.Hasher
+	port           uint16
+	ended          []*Ended
+	opened, closed int    // relay sockets
+	last           Outbox // what the last packet led to, before any opening
+	seq            byte
+	fails          byte // families whose relay sockets do not open
+	behindNAT      bool // they are on insideIP, and on relayIP to others
 }
 
 func newWorld(t testing.TB, change ...func(*Config)) *world {
 	w := &world{t: t, now: time.Now().Round(time.Second), ring: keyring.New(realm), h: stun.NewHasher(), port: 49152}
 	cfg := Config{
-		Name: realm, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
-		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999}),
+		Name: realm, Families: stun.FamilyIPv4, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
+		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999},
+			peerpolicy.Range{Prefix: netip.MustParsePrefix("2001:db8:1::10/128"), MinPort: 40000, MaxPort: 40999}),
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -229,14 +234,18 @@ func (w *world) act(t Tuple) response {
 				r.code = code
 			}
 		case Open:
-			if w.fails {
-				w.core.OpenFailed(w.now, a.ID, &w.out)
-			} else {
-				w.port++
-				w.core.Opened(w.now, a.ID, w.socket(w.port), &w.out)
+			var got Sockets
+			for i := range got.Family {
+				if a.Families&^w.fails&byte(1+i) != 0 {
+					w.port++
+					w.opened++
+					got.Family[i] = w.socket(i, w.port)
+				}
 			}
+			w.core.Opened(w.now, a.ID, got, &w.out)
 			i = -1
 		case Close:
+			w.closed++
 			if a.Ended != nil {
 				w.ended = append(w.ended, a.Ended)
 			}
@@ -246,10 +255,10 @@ func (w *world) act(t Tuple) response {
 }
 
 // socket is the relay socket of a port.
-func (w *world) socket(port uint16) Socket {
-	at := netip.AddrPortFrom(relayIP, port)
+func (w *world) socket(family int, port uint16) Socket {
+	at := netip.AddrPortFrom([]netip.Addr{relayIP, relayIP6}[family], port)
 	if w.behindNAT {
-		return Socket{port, at, netip.AddrPortFrom(insideIP, port)}
+		return Socket{port, at, netip.AddrPortFrom([]netip.Addr{insideIP, insideIP6}[family], port)}
 	}
 	return Socket{port, at, at}
 }
@@ -343,7 +352,7 @@ func (w *world) call(t Tuple, c cred) {
 func (w *world) invariants() {
 	w.t.Helper()
 	c := w.core
-	owned, opened := 0, 0
+	owned, opened, halves := 0, 0, 0
 	for o, list := range c.owners {
 		if len(list) == 0 || len(list) > c.cfg.Quota {
 			w.t.Fatalf("owner %q has %d allocations", o, len(list))
@@ -366,13 +375,31 @@ func (w *world) invariants() {
 			}
 			if a.state == open {
 				opened++
-				if c.relays[a.socket.Relayed] != a {
-					w.t.Fatal("relayed address is not found")
+				if len(a.relayed()) == 0 {
+					w.t.Fatal("an allocation without a relay socket is open")
+				}
+				for i := range a.halves {
+					h := &a.halves[i]
+					if !h.open() {
+						continue
+					}
+					halves++
+					if c.relays[h.Relayed] != a || familyAt(h.Relayed.Addr()) != i {
+						w.t.Fatal("relayed address is not found")
+					}
+					if h.expires.Before(a.expires) || h.expires.After(c.hardEnd(a.cur, a.extended)) {
+						w.t.Fatalf("half ends at %v, allocation at %v", h.expires, a.expires)
+					}
+				}
+				for addr := range a.permissions {
+					if !a.half(addr).open() {
+						w.t.Fatalf("permission for %v, of a family without a relay socket", addr)
+					}
 				}
 			}
 		}
 	}
-	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || opened != len(c.relays) || len(c.ids) > c.cfg.MaxAllocations {
+	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || len(c.locals) > halves || halves != len(c.relays) || opened > halves || len(c.ids) > c.cfg.MaxAllocations {
 		w.t.Fatalf("%d owned, %d ids, %d tuples, %d queued, %d open, %d relays", owned, len(c.ids), len(c.tuples), len(c.queue), opened, len(c.relays))
 	}
 }
