@@ -124,6 +124,12 @@ func (r *relay) socket() core.Socket {
 
 var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
+// close closes r and frees its port.
+func (r *relay) close() {
+	_ = r.conn.Close() // nothing of a UDP socket can be lost by it
+	r.pool.give(r.port)
+}
+
 // family is 0 for IPv4, 1 for IPv6.
 func family(a netip.Addr) int {
 	if a.Is4() {
@@ -141,7 +147,12 @@ func (w *worker) open(a *core.Action) {
 		if a.Families&(1<<f) == 0 {
 			continue
 		}
-		r, err := s.openRelay(f, a.Even)
+		var next *relay
+		var err error
+		r, held := a.Relay.(*relay)
+		if !held {
+			r, next, err = s.openRelay(f, a.Even, a.Next)
+		}
 		if err != nil {
 			s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "family", []string{"IPv4", "IPv6"}[f], "error", err)
 			continue
@@ -149,6 +160,9 @@ func (w *worker) open(a *core.Action) {
 		r.id = a.ID
 		got.Family[f] = r.socket()
 		opened = append(opened, r)
+		if next != nil {
+			got.Next = next.socket() // nobody reads it until it is an allocation's
+		}
 		s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", got.Family[f].Relayed)
 	}
 	s.mu.Lock()
@@ -161,8 +175,8 @@ func (w *worker) open(a *core.Action) {
 }
 
 // openRelay opens a socket on a free port of a relay address of family f, both chosen at random (RFC
-// 8656 §7.2, RFC 6056; CVE-2025-69217).
-func (s *Server) openRelay(f int, even bool) (*relay, error) {
+// 8656 §7.2, RFC 6056; CVE-2025-69217), and one on the next port if that is asked for too.
+func (s *Server) openRelay(f int, even, pair bool) (r, next *relay, err error) {
 	var last error
 	pools := s.pools[f]
 	for range bindTries {
@@ -170,18 +184,27 @@ func (s *Server) openRelay(f int, even bool) (*relay, error) {
 		ok := false
 		for i, start := 0, random(len(pools)); i < len(pools) && !ok; i++ {
 			p = pools[(start+i)%len(pools)]
-			port, ok = p.take(even)
+			port, ok = p.take(even, pair)
 		}
 		if !ok {
-			return nil, errors.New("no relay port is free on any address of this family; widen the ports in turn.relay, or add an address")
+			return nil, nil, errors.New("no relay port is free on any address of this family; widen the ports in turn.relay, or add an address")
 		}
 		r, err := p.open(port)
+		if pair {
+			var err2 error
+			if next, err2 = p.open(port + 1); err == nil && err2 != nil {
+				r.close()
+			} else if err != nil && err2 == nil {
+				next.close()
+			}
+			err = errors.Join(err, err2)
+		}
 		if err == nil {
-			return r, nil
+			return r, next, nil
 		}
 		last = err
 	}
-	return nil, fmt.Errorf("%d relay ports tried, the last said: %w; see whether each bind in turn.relay is an address of this machine and who else uses its ports", bindTries, last)
+	return nil, nil, fmt.Errorf("%d relay ports tried, the last said: %w; see whether each bind in turn.relay is an address of this machine and who else uses its ports", bindTries, last)
 }
 
 // open opens the socket on a port that was taken, or gives the port back.
@@ -233,9 +256,7 @@ func (s *Server) serveRelay(r *relay) {
 
 // close closes a relay socket, frees its port, and logs the allocation's end.
 func (s *Server) close(a *core.Action) {
-	r := a.Relay.(*relay)
-	_ = r.conn.Close() // nothing of a UDP socket can be lost by it
-	r.pool.give(r.port)
+	a.Relay.(*relay).close()
 	if e := a.Ended; e != nil {
 		s.log.Info("turn: allocation ended", "cause", e.Cause.String(), "pseudonym", e.Owner, "client", e.Tuple.Client, "relayed", e.Relayed,
 			"age", e.Age.Round(time.Millisecond), "to_peer_packets", e.Traffic.SentPackets, "to_peer_bytes", e.Traffic.SentBytes,
@@ -262,16 +283,19 @@ func random(n int) int {
 	return int(binary.BigEndian.Uint32(b[:]) % uint32(n))
 }
 
-// take returns a port that is free, an even one if asked, and marks it as used. It starts looking at
-// a random place.
-func (p *pool) take(even bool) (port uint16, ok bool) {
+// take returns a port that is free, an even one if asked, the first of two if asked, and marks it as
+// used, or both. It starts looking at a random place.
+func (p *pool) take(even, pair bool) (port uint16, ok bool) {
 	start := random(len(p.used))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.used {
 		at := (start + i) % len(p.used)
-		if port = p.MinPort + uint16(at); !p.used[at] && (!even || port&1 == 0) {
+		if port = p.MinPort + uint16(at); !p.used[at] && (!even || port&1 == 0) && (!pair || at+1 < len(p.used) && !p.used[at+1]) {
 			p.used[at] = true
+			if pair {
+				p.used[at+1] = true
+			}
 			return port, true
 		}
 	}

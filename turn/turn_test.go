@@ -664,6 +664,70 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
+// portsInUse counts the relay ports that the server holds.
+func (b *bench) portsInUse() (n int) {
+	for _, p := range slices.Concat(b.s.pools[:]...) {
+		p.mu.Lock()
+		for _, used := range p.used {
+			if used {
+				n++
+			}
+		}
+		p.mu.Unlock()
+	}
+	return n
+}
+
+// TestReservation: the port behind an even one is held, by a socket, for another client of the owner.
+func TestReservation(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	peer := echo(t)
+	b := start(t)
+	ctx := timeout(t)
+	even := func(m []byte) []byte { return stun.AppendAttr(m, stun.AttrEvenPort, []byte{0x80}) }
+	rtp, rtcp, stranger := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour))), b.client(turnclient.AccessToken(b.issue("p1", time.Hour))), b.client(turnclient.AccessToken(b.issue("p2", time.Hour)))
+	first, err := rtp.Allocate(ctx, 0, even)
+	if err != nil || first.Relayed.Port()&1 != 0 || len(first.Reservation) != 8 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	next := netip.AddrPortFrom(first.Relayed.Addr(), first.Relayed.Port()+1)
+	if c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(next)); err == nil {
+		closed(t, c)
+		t.Error("the port behind is free to others")
+	}
+	token := func(m []byte) []byte { return stun.AppendAttr(m, stun.AttrReservationToken, first.Reservation) }
+	if _, err := stranger.Allocate(ctx, 0, token); turnclient.Code(err) != 508 {
+		t.Errorf("somebody else redeems: %v", err)
+	}
+	second, err := rtcp.Allocate(ctx, 0, token)
+	if err != nil || second.Relayed != next {
+		t.Fatalf("%+v, %v, want %v", second, err, next)
+	}
+	if err := rtcp.CreatePermission(ctx, peer); err != nil {
+		t.Fatal(err)
+	}
+	if err := rtcp.Send(peer, []byte("RTCP")); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := rtcp.Receive(ctx); err != nil || string(p.Data) != "RTCP" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if n := b.portsInUse(); n != 2 {
+		t.Errorf("%d relay ports in use, want 2", n)
+	}
+	// One that is never redeemed ends with the server at the latest; 30 s are the core's test.
+	if _, err := stranger.Allocate(ctx, 0, even); err != nil {
+		t.Fatal(err)
+	}
+	if n := b.portsInUse(); n != 4 {
+		t.Errorf("%d relay ports in use, want 4", n)
+	}
+	b.stop()
+	if n := b.portsInUse(); n != 0 {
+		t.Errorf("%d relay ports in use after the end", n)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	good := func() Config {
 		return Config{Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relays: []Relay{{Bind: loopback}}, Peers: peerpolicy.General(), Keys: keyring.New(name)}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -211,6 +212,7 @@ type Allocation struct {
 	Relayed, Mapped netip.AddrPort
 	Second          netip.AddrPort // relayed too, of the other family, where ADDITIONAL-ADDRESS-FAMILY was granted
 	Lifetime        time.Duration
+	Reservation     []byte // RESERVATION-TOKEN, nil = none
 }
 
 // Allocate asks for a relayed address over UDP. extra are further attributes.
@@ -236,6 +238,9 @@ func (c *Client) Allocate(ctx context.Context, lifetime time.Duration, extra ...
 		if p, err := stun.ParseXORAddress(v, m.TransactionID()); t == stun.AttrXORRelayedAddress && err == nil && p != a.Relayed {
 			a.Second = p
 		}
+	}
+	if v, ok := m.Get(stun.AttrReservationToken); ok {
+		a.Reservation = slices.Clone(v)
 	}
 	if a.Mapped, err = address(m, stun.AttrXORMappedAddress); err != nil {
 		return Allocation{}, err

@@ -2,6 +2,7 @@ package core
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 
 	"wicgate/internal/wire/stun"
@@ -31,15 +32,19 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		return
 	}
 	// 4. DONT-FRAGMENT is an unknown attribute here and has been answered with 420.
-	// 5. RESERVATION-TOKEN excludes the three that would choose another address. We hand out no
-	// reservations (EVEN-PORT with R below), so every token is one that we do not know: 508.
+	// 5. RESERVATION-TOKEN excludes the three that would choose another address. One that is unknown,
+	// too old or somebody else's is all the same.
+	redeemed := -1
 	if r.reservation != nil {
 		if len(r.reservation) != 8 || r.evenPort != nil || r.family != nil || r.additional != nil {
 			c.fail(r, out, 400, CauseBadRequest, nil)
-		} else {
-			c.fail(r, out, 508, CauseCapacity, nil)
+			return
 		}
-		return
+		c.releaseExpired(r.now, out)
+		if redeemed = c.reservation(r.reservation, r.cred.owner); redeemed < 0 {
+			c.fail(r, out, 508, CauseCapacity, nil)
+			return
+		}
 	}
 	// 6.–8. Address families.
 	families := byte(stun.FamilyIPv4) // what no attribute means
@@ -71,33 +76,37 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 			}
 		}
 	}
+	if redeemed >= 0 {
+		families = 1 << familyAt(c.reserved[redeemed].socket.Relayed.Addr())
+	}
 	if families &= c.cfg.Families; families == 0 {
 		c.fail(r, out, 440, CauseFamily, nil)
 		return
 	}
-	// 9. EVEN-PORT: R asks to hold the next port too. We do not, and say so with the clause's 508.
-	even := false
-	if r.evenPort != nil {
-		if len(r.evenPort) != 1 {
-			c.fail(r, out, 400, CauseBadRequest, nil)
-			return
-		}
-		if r.evenPort[0]&0x80 != 0 {
-			if r.additional != nil {
-				c.fail(r, out, 400, CauseBadRequest, nil)
-			} else {
-				c.fail(r, out, 508, CauseCapacity, nil)
-			}
-			return
-		}
-		even = true
+	// 9. EVEN-PORT: R asks to hold the next port too.
+	even := r.evenPort != nil
+	if even && len(r.evenPort) != 1 {
+		c.fail(r, out, 400, CauseBadRequest, nil)
+		return
+	}
+	next := even && r.evenPort[0]&0x80 != 0
+	if next && r.additional != nil {
+		c.fail(r, out, 400, CauseBadRequest, nil)
+		return
 	}
 	if r.lifetime != nil && len(r.lifetime) != 4 {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
 	// 10. Quota, by the pseudonym and not by USERNAME, of which each token is a new one.
-	if len(c.owners[r.cred.owner]) >= c.cfg.Quota {
+	more := 1
+	switch {
+	case next:
+		more = 2
+	case redeemed >= 0:
+		more = 0 // it has been counted
+	}
+	if c.held(r.cred.owner)+more > c.cfg.Quota {
 		c.fail(r, out, 486, CauseQuota, nil)
 		return
 	}
@@ -109,7 +118,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 508, CauseBlind, nil)
 		return
 	}
-	if len(c.ids) >= c.cfg.MaxAllocations {
+	if len(c.ids)+len(c.reserved)+more > c.cfg.MaxAllocations || next && len(c.reserved) >= maxReservations {
 		c.fail(r, out, 508, CauseCapacity, nil)
 		return
 	}
@@ -122,19 +131,34 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.lastID++
 	a = &allocation{
-		id: c.lastID, tuple: r.tuple, families: families, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
+		id: c.lastID, tuple: r.tuple, families: families, next: next, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
 		born: r.now, expires: r.now.Add(min(openTimeout, create.lifetime)),
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
 	c.owners[a.owner] = append(c.owners[a.owner], a)
 	heap.Push(&c.queue, a)
-	out.Actions = append(out.Actions, Action{Kind: Open, ID: a.id, Families: families, Even: even, Tuple: a.tuple})
+	do := Action{Kind: Open, ID: a.id, Families: families, Even: even, Next: next, Tuple: a.tuple}
+	if redeemed >= 0 {
+		do.Relay = c.reserved[redeemed].socket.Relay
+		c.reserved = slices.Delete(c.reserved, redeemed, redeemed+1)
+	}
+	out.Actions = append(out.Actions, do)
 }
 
 // Sockets are what came of an Open. A zero Socket is one that was not asked for, or could not be opened.
 type Sockets struct {
 	Family [2]Socket // IPv4, IPv6
+	Next   Socket    // behind the even port
+}
+
+// unwanted closes them. Nobody has heard of them, so there is no end to log.
+func (got *Sockets) unwanted(out *Outbox) {
+	for _, s := range []Socket{got.Family[0], got.Family[1], got.Next} {
+		if s.Relay != nil {
+			out.Actions = append(out.Actions, Action{Kind: Close, Relay: s.Relay})
+		}
+	}
 }
 
 // Opened tells what came of the Open of id. The client is answered now: with 508 if there is no relay
@@ -142,17 +166,13 @@ type Sockets struct {
 func (c *Core) Opened(now time.Time, id ID, got Sockets, out *Outbox) {
 	out.reset()
 	a := c.ids[id]
-	if a == nil || a.state != opening {
-		// It ended meanwhile. Nobody has heard of it, so there is no end to log.
-		for _, s := range got.Family {
-			if s.Relay != nil {
-				out.Actions = append(out.Actions, Action{Kind: Close, ID: id, Relay: s.Relay})
-			}
-		}
+	if a == nil || a.state != opening { // it ended meanwhile
+		got.unwanted(out)
 		return
 	}
-	if got == (Sockets{}) {
+	if got == (Sockets{}) || a.next && (got.Next.Relay == nil || len(c.reserved) >= maxReservations) {
 		c.openFailed(a, now, out)
+		got.unwanted(out)
 		return
 	}
 	expires := now.Add(a.created.lifetime)
@@ -174,11 +194,15 @@ func (c *Core) Opened(now time.Time, id ID, got Sockets, out *Outbox) {
 		}
 	}
 	c.reschedule(a)
+	if a.next {
+		token := c.reserve(got.Next, a.owner, now)
+		a.created.reservation = token[:]
+	}
 	c.stats.AllocationsTotal++
 	c.allocated(a, a.cur.key.Expose(), out)
 }
 
-// openFailed answers 508: there is no relay socket.
+// openFailed answers 508: there is no relay socket, or not the two that EVEN-PORT asks for.
 func (c *Core) openFailed(a *allocation, now time.Time, out *Outbox) {
 	out.Method = stun.Allocate
 	c.refuse(out, CauseCapacity, nil)
@@ -200,6 +224,9 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 	}
 	m = stun.AppendUint32(m, stun.AttrLifetime, uint32(a.created.lifetime/time.Second))
 	m = stun.AppendXORAddress(m, stun.AttrXORMappedAddress, a.tuple.Client)
+	if a.created.reservation != nil {
+		m = stun.AppendAttr(m, stun.AttrReservationToken, a.created.reservation)
+	}
 	for i, code := range a.created.failed {
 		if code != 0 {
 			m = stun.AppendAddressErrorCode(m, byte(1+i), code)

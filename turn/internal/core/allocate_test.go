@@ -36,7 +36,7 @@ func TestAllocateRules(t *testing.T) {
 		{"both, and one asked for", none, []add{transport(17), small(stun.AttrRequestedAddressFamily, 1), small(stun.AttrAdditionalAddressFamily, 2)}, 400},
 		{"IPv4 as addition", none, []add{transport(17), small(stun.AttrAdditionalAddressFamily, 1)}, 400},
 		{"even port", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0})}, 0},
-		{"even port and the next", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0x80})}, 508},
+		{"even port and the next", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0x80})}, 0},
 		{"even port, next and both families", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0x80}), small(stun.AttrAdditionalAddressFamily, 2)}, 400},
 		{"EVEN-PORT of 0 bytes", none, []add{transport(17), attr(stun.AttrEvenPort, nil)}, 400},
 		{"reservation", none, []add{transport(17), attr(stun.AttrReservationToken, make([]byte, 8))}, 508},
@@ -164,7 +164,7 @@ func TestOpening(t *testing.T) {
 	if n := w.core.Revoke(w.now, "p1", &out); n != 1 || len(out.Actions) != 0 {
 		t.Errorf("revoked %d, %+v", n, out.Actions)
 	}
-	w.core.Opened(w.now, id, Sockets{[2]Socket{{Relay: "socket", Relayed: netip.MustParseAddrPort("203.0.113.9:50000")}}}, &out)
+	w.core.Opened(w.now, id, Sockets{Family: [2]Socket{{Relay: "socket", Relayed: netip.MustParseAddrPort("203.0.113.9:50000")}}}, &out)
 	if len(out.Actions) != 1 || out.Actions[0].Kind != Close || out.Actions[0].Relay != "socket" || out.Actions[0].Ended != nil {
 		t.Errorf("late socket: %+v", out.Actions)
 	}

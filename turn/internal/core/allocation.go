@@ -25,6 +25,7 @@ type allocation struct {
 	state    state
 	owner    string
 	families byte   // that Open asked for
+	next     bool   // and whether the port behind it too, to be held
 	created  answer // the Allocate, to answer it and its retransmissions
 
 	halves [2]half // IPv4, IPv6; one where none is asked for by ADDITIONAL-ADDRESS-FAMILY
@@ -100,6 +101,7 @@ type answer struct {
 	lifetime    time.Duration
 	sha256      bool
 	fingerprint bool
+	reservation []byte // RESERVATION-TOKEN, nil = none
 	failed      [2]int // by family, for ADDRESS-ERROR-CODE: why the one of two that was asked for is not given
 }
 

@@ -118,13 +118,14 @@ type Core struct {
 	hasher *stun.Hasher
 	budget *Budget
 
-	tuples map[Tuple]*allocation
-	ids    map[ID]*allocation
-	relays map[netip.AddrPort]*allocation    // by relayed address
-	locals map[netip.AddrPort]netip.AddrPort // relayed addresses by the socket's own, where that is another
-	owners map[string][]*allocation
-	queue  expiryQueue
-	lastID ID
+	tuples   map[Tuple]*allocation
+	ids      map[ID]*allocation
+	relays   map[netip.AddrPort]*allocation    // by relayed address
+	locals   map[netip.AddrPort]netip.AddrPort // relayed addresses by the socket's own, where that is another
+	owners   map[string][]*allocation
+	reserved []reservation // oldest first; bounded
+	queue    expiryQueue
+	lastID   ID
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	swept    time.Time            // when living was last looked through for what is over
@@ -247,18 +248,22 @@ func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 
 // NextTimeout returns when [Core.Timeout] is next needed; ok is false if nothing is waiting.
 func (c *Core) NextTimeout() (at time.Time, ok bool) {
-	if len(c.queue) == 0 {
-		return time.Time{}, false
+	if len(c.queue) > 0 {
+		at, ok = c.queue[0].expires, true
 	}
-	return c.queue[0].expires, true
+	if len(c.reserved) > 0 && (!ok || c.reserved[0].expires.Before(at)) {
+		at, ok = c.reserved[0].expires, true
+	}
+	return at, ok
 }
 
-// Timeout ends the allocations whose time has come.
+// Timeout ends the allocations and reservations whose time has come.
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
 		c.expire(c.queue[0], now, out)
 	}
+	c.releaseExpired(now, out)
 }
 
 // Revoke ends all allocations of pseudonym and returns how many they were. It keeps nothing: that
@@ -270,6 +275,7 @@ func (c *Core) Revoke(now time.Time, pseudonym string, out *Outbox) int {
 		c.end(c.owners[pseudonym][0], now, EndRevoked, out)
 		n++
 	}
+	c.release(func(r *reservation) bool { return r.owner == pseudonym }, out)
 	return n
 }
 
@@ -333,12 +339,13 @@ func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
 // Drain refuses new allocations from now on, with 508.
 func (c *Core) Drain() { c.draining = true }
 
-// EndAll ends all allocations, for a shutdown.
+// EndAll ends all allocations and reservations, for a shutdown.
 func (c *Core) EndAll(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 {
 		c.end(c.queue[0], now, EndShutdown, out)
 	}
+	c.release(func(*reservation) bool { return true }, out)
 }
 
 // Allocations returns how many allocations there are, those still being opened among them.

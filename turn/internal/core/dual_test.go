@@ -217,7 +217,7 @@ func TestHalves(t *testing.T) {
 		id := out.Actions[0].ID
 		w.core.Revoke(w.now, "p1", &w.out)
 		w.act(Tuple{})
-		w.core.Opened(w.now, id, Sockets{[2]Socket{w.socket(0, 1), w.socket(1, 2)}}, &out)
+		w.core.Opened(w.now, id, Sockets{Family: [2]Socket{w.socket(0, 1), w.socket(1, 2)}}, &out)
 		if len(out.Actions) != 2 || out.Actions[0].Kind != Close || out.Actions[1].Kind != Close {
 			t.Errorf("%+v", out.Actions)
 		}

@@ -44,6 +44,8 @@ func FuzzClient(f *testing.F) {
 	f.Add([]byte{1, 0, 1, 0, 1, 2, 0, 0, 12, 0x00, 0x12, 0x00, 0x08, 0x00, 0x01, 1, 2, 3, 4, 5, 6, 8, 0, 1, 99})
 	// A dual allocation: permission, channel, packets both ways, one half deleted, time.
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 2, 0, 0, 6, 0, 1, 0, 0, 0, 3, 0, 0, 1, 0, 0, 4, 0, 1, 2, 'h', 'i', 5, 0, 6, 2, 'h', 'i', 1, 0, 0, 0, 1, 0, 10, 0, 3, 0, 10})
+	// An even port and the next, which another 5-tuple redeems, time, and another that comes too late.
+	f.Add([]byte{1, 0, 0, 0, 0, 0, 4, 0, 1, 1, 0, 0, 0, 0, 3, 0, 3, 0, 5, 1, 2, 0, 0, 0, 0, 4, 0, 3, 0, 6, 1, 0, 1, 0, 0, 0, 3, 0})
 
 	clients := []Tuple{alice, mallory, {Client: ap("[2001:db8::1]:9"), Listener: 1, Transport: 17}}
 	peers := []netip.AddrPort{gateway, netip.AddrPortFrom(gateway.Addr(), 40001), netip.AddrPortFrom(gateway.Addr(), 22), stranger, ap("127.0.0.1:80"), ap("[2001:db8::7]:1"), gateway6}
@@ -68,6 +70,7 @@ func FuzzClient(f *testing.F) {
 		proven := map[string]bool{} // owners that have shown a credential
 		check := func() {
 			w.invariants()
+			w.sockets()
 			for o := range w.core.owners {
 				if !proven[o] {
 					t.Fatalf("state for %q, who has not authenticated", o)
@@ -130,6 +133,12 @@ func FuzzClient(f *testing.F) {
 						b = lifetime(0)(b)
 					}
 					switch x := p.byte(); {
+					case m == stun.Allocate && x&3 == 3: // the second half of a reservation, or one that is none
+						if n := len(w.core.reserved); n > 0 {
+							b = reserved(w.core.reserved[n-1].token[:])(b)
+						}
+					case m == stun.Allocate && x&4 != 0:
+						b = pair(b)
 					case m == stun.Allocate && x&1 != 0:
 						b = also(stun.FamilyIPv6)(b)
 					case (m == stun.Allocate || m == stun.Refresh) && x&2 != 0:

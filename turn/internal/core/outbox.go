@@ -16,7 +16,8 @@ const (
 	ToClient Kind = iota + 1
 	// ToPeer: send Data to Peer from the socket Relay.
 	ToPeer
-	// Open: open a relay socket of each of Families, on an even port if Even, then call Opened with ID.
+	// Open: open a relay socket of each of Families, on an even port if Even, and the port behind it too
+	// if Next; or take Relay, which is open and has been held, if it is there. Then call Opened with ID.
 	Open
 	// Close: close the socket Relay and log Ended, unless it is nil.
 	Close
@@ -24,15 +25,15 @@ const (
 
 // Action is one thing to do. Data is a view of the packet that was handed in or of the Outbox.
 type Action struct {
-	Kind     Kind
-	Families byte // stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
-	Even     bool
-	ID       ID
-	Tuple    Tuple
-	Relay    any // what Opened was given
-	Peer     netip.AddrPort
-	Data     []byte
-	Ended    *Ended
+	Kind       Kind
+	Families   byte // stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
+	Even, Next bool
+	ID         ID
+	Tuple      Tuple
+	Relay      any // what Opened was given
+	Peer       netip.AddrPort
+	Data       []byte
+	Ended      *Ended
 }
 
 // maxReply bounds what a Core says of itself: the longest is an error with REALM, NONCE,

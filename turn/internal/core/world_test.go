@@ -236,10 +236,19 @@ func (w *world) act(t Tuple) response {
 		case Open:
 			var got Sockets
 			for i := range got.Family {
-				if a.Families&^w.fails&byte(1+i) != 0 {
-					w.port++
+				if port, held := a.Relay.(uint16); held && a.Families&byte(1+i) != 0 {
+					got.Family[i] = w.socket(i, port)
+				} else if a.Families&^w.fails&byte(1+i) != 0 {
 					w.opened++
+					if w.port++; a.Even {
+						w.port += w.port & 1
+					}
 					got.Family[i] = w.socket(i, w.port)
+					if a.Next {
+						w.opened++
+						w.port++
+						got.Next = w.socket(i, w.port)
+					}
 				}
 			}
 			w.core.Opened(w.now, a.ID, got, &w.out)
@@ -348,6 +357,18 @@ func (w *world) call(t Tuple, c cred) {
 	w.want(w.ask(t, c, stun.CreatePermission, peer(gateway)), 0)
 }
 
+// sockets checks that each relay socket that was opened and not closed is somebody's.
+func (w *world) sockets() {
+	w.t.Helper()
+	halves := 0
+	for _, a := range w.core.ids {
+		halves += len(a.relayed())
+	}
+	if w.opened-w.closed != halves+len(w.core.reserved) {
+		w.t.Fatalf("%d sockets opened, %d closed, %d of allocations, %d reserved", w.opened, w.closed, halves, len(w.core.reserved))
+	}
+}
+
 // invariants checks that the Core's tables agree.
 func (w *world) invariants() {
 	w.t.Helper()
@@ -399,7 +420,18 @@ func (w *world) invariants() {
 			}
 		}
 	}
-	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || len(c.locals) > halves || halves != len(c.relays) || opened > halves || len(c.ids) > c.cfg.MaxAllocations {
+	perOwner := map[string]int{}
+	for i, r := range c.reserved {
+		if perOwner[r.owner]++; r.socket.Relay == nil || i > 0 && r.expires.Before(c.reserved[i-1].expires) || r.expires.After(w.now.Add(ReservationLifetime)) {
+			w.t.Fatalf("reservation %+v is not in order", r)
+		}
+	}
+	for o := range perOwner {
+		if n := c.held(o); n > c.cfg.Quota {
+			w.t.Fatalf("owner %q has %d allocations and reservations", o, n)
+		}
+	}
+	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || len(c.locals) > halves || halves != len(c.relays) || opened > halves || len(c.ids)+len(c.reserved) > c.cfg.MaxAllocations || len(c.reserved) > maxReservations {
 		w.t.Fatalf("%d owned, %d ids, %d tuples, %d queued, %d open, %d relays", owned, len(c.ids), len(c.tuples), len(c.queue), opened, len(c.relays))
 	}
 }
