@@ -41,14 +41,14 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 			return
 		}
 		c.releaseExpired(r.now, out)
-		if redeemed = c.reservation(r.reservation, r.cred.owner); redeemed < 0 {
+		if redeemed = c.reservation(r.reservation, r.cred); redeemed < 0 {
 			c.fail(r, out, 508, CauseCapacity, nil)
 			return
 		}
 	}
 	// 6.–8. Address families.
 	families := byte(stun.FamilyIPv4) // what no attribute means
-	create := answer{id: r.msg.TransactionID(), sha256: r.msg.HasIntegritySHA256(), fingerprint: r.msg.HasFingerprint()}
+	create := answer{id: r.msg.TransactionID(), sha256: r.msg.HasIntegritySHA256(), fingerprint: r.msg.HasFingerprint(), counter: r.echo()}
 	switch {
 	case r.family != nil && r.additional != nil:
 		c.fail(r, out, 400, CauseBadRequest, nil)
@@ -106,7 +106,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	case redeemed >= 0:
 		more = 0 // it has been counted
 	}
-	if c.held(r.cred.owner)+more > c.cfg.Quota {
+	if c.held(r.tenant, r.cred.owner)+more > r.tenant.Quota {
 		c.fail(r, out, 486, CauseQuota, nil)
 		return
 	}
@@ -118,7 +118,8 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 508, CauseBlind, nil)
 		return
 	}
-	if len(c.ids)+len(c.reserved)+more > c.cfg.MaxAllocations || next && len(c.reserved) >= maxReservations {
+	if len(c.ids)+len(c.reserved)+more > c.cfg.MaxAllocations || next && len(c.reserved) >= maxReservations ||
+		r.tenant.allocations+c.reservedOf(r.tenant, "")+more > r.tenant.QuotaTenant {
 		c.fail(r, out, 508, CauseCapacity, nil)
 		return
 	}
@@ -136,7 +137,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
-	c.owners[a.owner] = append(c.owners[a.owner], a)
+	r.tenant.add(a)
 	heap.Push(&c.queue, a)
 	do := Action{Kind: Open, ID: a.id, Families: families, Even: even, Next: next, Tuple: a.tuple}
 	if redeemed >= 0 {
@@ -195,7 +196,7 @@ func (c *Core) Opened(now time.Time, id ID, got Sockets, out *Outbox) {
 	}
 	c.reschedule(a)
 	if a.next {
-		token := c.reserve(got.Next, a.owner, now)
+		token := c.reserve(got.Next, a, now)
 		a.created.reservation = token[:]
 	}
 	c.stats.AllocationsTotal++
@@ -232,6 +233,7 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 			m = stun.AppendAddressErrorCode(m, byte(1+i), code)
 		}
 	}
+	m = appendCounter(m, a.created.counter)
 	c.finish(out, a.tuple, m, key, a.created.sha256, a.created.fingerprint)
 }
 

@@ -17,22 +17,25 @@ const (
 // counts as an allocation of its owner.
 type reservation struct {
 	token   [8]byte // RESERVATION-TOKEN: random, since it is good from any 5-tuple
+	tenant  *tenant
 	owner   string
 	socket  Socket
 	expires time.Time
 }
 
-// reserve holds s for owner.
-func (c *Core) reserve(s Socket, owner string, now time.Time) (token [8]byte) {
+// reserve holds s for the owner of a.
+func (c *Core) reserve(s Socket, a *allocation, now time.Time) (token [8]byte) {
 	rand.Read(token[:]) // never fails
 	// All live equally long: the oldest, the first to expire, stays in front.
-	c.reserved = append(c.reserved, reservation{token, owner, s, now.Add(ReservationLifetime)})
+	c.reserved = append(c.reserved, reservation{token, a.cur.tenant, a.owner, s, now.Add(ReservationLifetime)})
 	return token
 }
 
 // reservation returns the place of the one that token names, -1 if there is none of owner.
-func (c *Core) reservation(token []byte, owner string) int {
-	return slices.IndexFunc(c.reserved, func(r reservation) bool { return string(r.token[:]) == string(token) && r.owner == owner })
+func (c *Core) reservation(token []byte, owner *credential) int {
+	return slices.IndexFunc(c.reserved, func(r reservation) bool {
+		return string(r.token[:]) == string(token) && r.tenant == owner.tenant && r.owner == owner.owner
+	})
 }
 
 // release closes the reservations that over says.
@@ -53,18 +56,26 @@ func (c *Core) releaseExpired(now time.Time, out *Outbox) {
 	}
 }
 
-// held returns how many relay sockets owner's quota counts: allocations, and ports that are reserved
-// or about to be.
-func (c *Core) held(owner string) int {
-	n := len(c.owners[owner])
-	for _, a := range c.owners[owner] {
-		if a.state == opening && a.next {
+// reservedOf counts the reservations of a tenant: of one owner, or of all for "".
+func (c *Core) reservedOf(t *tenant, owner string) (n int) {
+	for i := range c.reserved {
+		if r := &c.reserved[i]; r.tenant == t && (owner == "" || r.owner == owner) {
 			n++
 		}
 	}
-	for i := range c.reserved {
-		if c.reserved[i].owner == owner {
-			n++
+	return n
+}
+
+// held returns how many relay sockets owner's quota counts: allocations, and ports that are reserved
+// or about to be.
+func (c *Core) held(t *tenant, owner string) int {
+	n := c.reservedOf(t, owner)
+	if o := t.owners[owner]; o != nil {
+		n += len(o.allocations)
+		for _, a := range o.allocations {
+			if a.state == opening && a.next {
+				n++
+			}
 		}
 	}
 	return n
