@@ -11,7 +11,7 @@ import (
 
 func TestNATDiscoveryNeedsFour(t *testing.T) {
 	cfg := func(list ...string) Config {
-		c := Config{NATDiscovery: true, Relay: Relay{Bind: loopback}, Tenant: Tenant{Name: name, Peers: peerpolicy.General(), Keys: keyring.New(name)}}
+		c := Config{NATDiscovery: true, Relays: []Relay{{Bind: loopback}}, Tenant: Tenant{Name: name, Peers: peerpolicy.General(), Keys: keyring.New(name)}}
 		for _, a := range list {
 			c.Listen = append(c.Listen, netip.MustParseAddrPort(a))
 		}

@@ -79,7 +79,7 @@ func (h *house) observe() error {
 		}})
 	}
 	if h.has("turn") {
-		n := float64(h.file.TURN.Relay.Ports.Count())
+		n := float64(h.file.TURN.RelayPorts())
 		gauges = append(gauges, gauge{"wicgate_turn_relay_ports", "Relay ports, the most allocations that there can be.", func() float64 { return n }})
 	}
 	for _, g := range gauges {
@@ -259,9 +259,12 @@ type turnSessions struct{ s *turn.Server }
 func (t turnSessions) Sessions() (out []admin.Session) {
 	for _, a := range t.s.Sessions("") {
 		x := admin.Session{
-			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: a.Relayed.String(),
+			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: []string{},
 			Since: a.Since, Expires: a.Expires, Credential: a.Credential, CredentialEnds: a.CredentialEnds, Permissions: []string{}, Channels: []string{},
 			ToPeerPackets: a.ToPeerPackets, ToPeerBytes: a.ToPeerBytes, ToClientPackets: a.ToClientPackets, ToClientBytes: a.ToClientBytes,
+		}
+		for _, r := range a.Relayed {
+			x.Relayed = append(x.Relayed, r.String())
 		}
 		for _, p := range a.Permissions {
 			x.Permissions = append(x.Permissions, p.String())

@@ -81,7 +81,7 @@ type TURN struct {
 	ListenTCP   []AddrPort `yaml:"listen_tcp"`
 	URLs        []string   `yaml:"urls"`
 	Keys        string     `yaml:"keys"`
-	Relay       Side       `yaml:"relay"`
+	Relay       []Side     `yaml:"relay"`
 	Profile     string     `yaml:"profile"`
 	Open        []Range    `yaml:"open"`
 	Credentials string     `yaml:"credentials"`
@@ -182,7 +182,7 @@ func Default() *File {
 		Bus: Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
+			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
 			ChannelNumbers: "rfc8656", NATDiscovery: "off", Tenants: []Tenant{}},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
 		WWSF: WWSF{TURNCredential: "token"},
@@ -232,6 +232,11 @@ func (f *File) parse(b []byte) error {
 	}
 	err := yaml.UnmarshalWithOptions(b, f, yaml.Strict())
 	if err == nil {
+		for i, r := range f.TURN.Relay { // what an entry leaves out: a list has no defaults of its own
+			if r.Ports == (Ports{}) {
+				f.TURN.Relay[i].Ports = Ports{49152, 65535}
+			}
+		}
 		return nil
 	}
 	var placed interface {
@@ -455,7 +460,7 @@ func (f *File) check() error {
 		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
 		when(!slices.Contains([]string{"off", "on", "reflect"}, f.TURN.NATDiscovery), "turn.nat_discovery: want off, on or reflect, not %q", f.TURN.NATDiscovery),
-		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
+		f.TURN.checkRelay(), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
 		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),
 		when(f.WWSF.TURNCredential != "token" && f.WWSF.TURNCredential != "edge", "wwsf.turn_credential: want token or edge, not %q", f.WWSF.TURNCredential),
@@ -517,6 +522,22 @@ func (f *File) acme() error {
 		when(!a.Agree, "https.acme.agree: read the CA's terms of service (meta.termsOfService in %s), and set it to true if you agree", a.Directory),
 		when(f.Bus.URL != "" && a.Secrets == "", "https.acme.secrets: must name a file where bus.url is set: all nodes open with it what one has sealed. To make it: openssl rand -base64 32 > FILE; chmod 600 FILE"),
 	)...)
+}
+
+// RelayPorts is how many relay ports there are on all addresses.
+func (t TURN) RelayPorts() (n int) {
+	for _, r := range t.Relay {
+		n += r.Ports.Count()
+	}
+	return n
+}
+
+func (t TURN) checkRelay() error {
+	errs := []error{when(len(t.Relay) == 0 || len(t.Relay) > 64, "turn.relay: want 1 to 64 addresses, not %d", len(t.Relay))}
+	for i, r := range t.Relay {
+		errs = append(errs, r.check(fmt.Sprintf("turn.relay[%d]", i)))
+	}
+	return errors.Join(errs...)
 }
 
 func (s Side) check(key string) error {

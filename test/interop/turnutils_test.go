@@ -56,7 +56,7 @@ func startTURN(t *testing.T, change ...func(*turn.Config)) *turn.Server {
 				peerpolicy.Range{Prefix: netip.MustParsePrefix("::1/128"), MinPort: 1024, MaxPort: 65535}),
 		},
 		Listen: []netip.AddrPort{netip.AddrPortFrom(lo, 0)}, TCP: []netip.AddrPort{netip.AddrPortFrom(lo, 0)}, Certificate: ca.GetCertificate,
-		Relay: turn.Relay{Bind: lo}, ChannelNumbers5766: true, Drain: time.Millisecond,
+		Relays: []turn.Relay{{Bind: lo}}, ChannelNumbers5766: true, Drain: time.Millisecond,
 	}
 	for _, f := range change {
 		f(&cfg)
