@@ -68,7 +68,11 @@ func TestTCPRelay(t *testing.T) {
 	if r := w.ask(udp, c, stun.ConnectionBind, connection(id)); r.code != 400 {
 		t.Errorf("ConnectionBind over UDP: %v", r)
 	}
-	w.want(w.ask(dataTCP, c, stun.ConnectionBind, connection(id)), 0)
+	// Clients bring the nonce of the control connection along.
+	if r := w.askNonce(dataTCP, c, w.nonce(alice), stun.ConnectionBind, connection(id)); r.code != 438 {
+		t.Errorf("a nonce of another client: %v", r)
+	}
+	w.want(w.askNonce(dataTCP, c, w.nonce(aliceTCP), stun.ConnectionBind, connection(id)), 0)
 	if s := w.find(Splice); s == nil || s.Conn != id || s.Relay != "peer" || s.Tuple != dataTCP {
 		t.Fatalf("no Splice: %+v", w.out.Actions)
 	}
