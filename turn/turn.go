@@ -107,6 +107,8 @@ type Config struct {
 	// NATDiscovery answers RFC 5780's questions on four of Listen: two addresses with the same two ports.
 	// NATReflect takes RESPONSE-PORT and PADDING too, which others can misuse.
 	NATDiscovery, NATReflect bool
+	// Mobility lets clients take their allocations along to another address (RFC 8016).
+	Mobility bool
 	// TCPRelay lets clients on TCP and TLS have relays on TCP (RFC 6062).
 	TCPRelay bool
 
@@ -179,7 +181,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	c := core.Config{
-		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay,
+		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}

@@ -96,6 +96,7 @@ type TURN struct {
 	ChannelNumbers string   `yaml:"channel_numbers"`
 	NATDiscovery   string   `yaml:"nat_discovery"`
 	TCPRelay       bool     `yaml:"tcp_relay"`
+	Mobility       bool     `yaml:"mobility"`
 	Tenants        []Tenant `yaml:"tenants"`
 }
 

@@ -104,6 +104,14 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
+	if r.ticket != nil && (len(r.ticket) > 0 || tcp) { // RFC 8016 §3.1.2
+		c.fail(r, out, 400, CauseBadRequest, nil)
+		return
+	}
+	if r.ticket != nil && !c.cfg.Mobility {
+		c.fail(r, out, 405, CauseMobility, nil)
+		return
+	}
 	// 10. Quota, by the pseudonym and not by USERNAME, of which each token is a new one.
 	more := 1
 	switch {
@@ -140,6 +148,9 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	a = &allocation{
 		id: c.lastID, tuple: r.tuple, tcp: tcp, families: families, next: next, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
 		born: r.now, expires: r.now.Add(min(openTimeout, create.lifetime)),
+	}
+	if r.ticket != nil {
+		a.mobile = &mobility{}
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
@@ -205,6 +216,10 @@ func (c *Core) Opened(now time.Time, id ID, got Sockets, out *Outbox) {
 		token := c.reserve(got.Next, a, now)
 		a.created.reservation = token[:]
 	}
+	if a.mobile != nil {
+		c.newTicket(a)
+		a.created.ticket = slices.Clone(a.mobile.ticket[:])
+	}
 	c.stats.AllocationsTotal++
 	c.allocated(a, a.cur.key.Expose(), out)
 }
@@ -234,6 +249,9 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 	if a.created.reservation != nil {
 		m = stun.AppendAttr(m, stun.AttrReservationToken, a.created.reservation)
 	}
+	if a.created.ticket != nil {
+		m = stun.AppendAttr(m, stun.AttrMobilityTicket, a.created.ticket)
+	}
 	for i, code := range a.created.failed {
 		if code != 0 {
 			m = stun.AppendAddressErrorCode(m, byte(1+i), code)
@@ -245,23 +263,31 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 
 // refresh handles an authenticated Refresh request of the allocation's owner (RFC 8656 §8.2).
 func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
+	if life, ok := c.refreshed(r, a, out); ok && life > 0 {
+		c.reply(r, out, stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, uint32(life/time.Second)))
+	}
+}
+
+// refreshed refreshes a and returns its new lifetime. Of a refusal, and of a deletion, which is life 0, the
+// client has been told.
+func (c *Core) refreshed(r *request, a *allocation, out *Outbox) (life time.Duration, ok bool) {
 	scope := a.halves[:]
 	if r.family != nil {
 		want, err := stun.ParseByte(r.family)
 		if err != nil {
 			c.fail(r, out, 400, CauseBadRequest, nil)
-			return
+			return 0, false
 		}
 		if want != stun.FamilyIPv4 && want != stun.FamilyIPv6 || !a.halves[want-1].open() {
 			c.fail(r, out, 443, CauseFamily, nil)
-			return
+			return 0, false
 		}
 		scope = a.halves[want-1 : want]
 	}
 	want, ok := seconds(r.lifetime)
 	if r.lifetime != nil && !ok {
 		c.fail(r, out, 400, CauseBadRequest, nil)
-		return
+		return 0, false
 	}
 	if ok && want == 0 {
 		m := stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, 0)
@@ -272,7 +298,7 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 		} else {
 			c.end(a, r.now, EndDeleted, out)
 		}
-		return
+		return 0, true
 	}
 	// A token that is not the allocation's yet, of the same pseudonym (else 441, before): it takes
 	// over, and the answer is under its key (RFC 7635 §9).
@@ -281,12 +307,12 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 	if renewed {
 		cred = r.cred
 	}
-	life := c.grant(r.lifetime, cred, a.extended, r.now)
+	life = c.grant(r.lifetime, cred, a.extended, r.now)
 	if life <= 0 {
 		// The end that the policy allows has come. The sweep is about to delete the allocation.
 		r.key = nil
 		c.fail(r, out, 401, CauseExpiredToken, nil)
-		return
+		return 0, false
 	}
 	if renewed {
 		a.old, a.oldUntil = a.cur, r.now.Add(OldKeyLife)
@@ -299,5 +325,5 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 	}
 	c.reschedule(a)
 	a.sweep(r.now)
-	c.reply(r, out, stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, uint32(life/time.Second)))
+	return life, true
 }

@@ -86,6 +86,7 @@ type Config struct {
 	ChannelNumbers5766 bool
 
 	TCPRelay     bool          // RFC 6062
+	Mobility     bool          // RFC 8016
 	NATDiscovery *NATDiscovery // nil = off
 
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
@@ -124,6 +125,7 @@ type Core struct {
 	reserved []reservation // oldest first; bounded
 	queue    expiryQueue
 	lastID   ID
+	tickets  map[ticket]*allocation
 	conns    map[Conn]*conn // of TCP allocations
 	waiting  []*conn        // for ConnectionBind, in the order of expiry; ended and bound ones too
 
@@ -142,7 +144,7 @@ func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate), tenants: []*tenant{newTenant(cfg.Tenant)},
 		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, locals: map[netip.AddrPort]netip.AddrPort{},
-		living: map[string]time.Time{}, conns: map[Conn]*conn{},
+		living: map[string]time.Time{}, conns: map[Conn]*conn{}, tickets: map[ticket]*allocation{},
 	}
 	for _, t := range cfg.Others {
 		c.tenants = append(c.tenants, newTenant(t))
@@ -215,6 +217,10 @@ func (c *Core) request(r *request, out *Outbox) {
 			a = n.a
 		}
 	}
+	byTicket := r.method == stun.Refresh && r.ticket != nil
+	if byTicket && c.cfg.Mobility {
+		a = c.ticketed(r, out)
+	}
 	if !c.authenticate(r, a, out) {
 		return
 	}
@@ -229,6 +235,10 @@ func (c *Core) request(r *request, out *Outbox) {
 	}
 	if r.method == stun.ConnectionBind {
 		c.connectionBind(r, n, out)
+		return
+	}
+	if byTicket {
+		c.move(r, a, out)
 		return
 	}
 	// RFC 8656 §5: the 5-tuple must have an allocation, else 437, and it must be the client's who
@@ -342,10 +352,11 @@ func (c *Core) Recheck(now time.Time, out *Outbox) int {
 func (c *Core) Holds(t Tuple) bool { return c.tuples[t] != nil }
 
 // Disconnected tells that the connection t is gone. Its allocation ends with it: no other connection
-// can ever be of the same 5-tuple (RFC 8656 §3.2).
+// can ever be of the same 5-tuple (RFC 8656 §3.2). One with a ticket waits for its client for
+// [Unreachable].
 func (c *Core) Disconnected(now time.Time, t Tuple, out *Outbox) {
 	out.reset()
-	if a := c.tuples[t]; a != nil {
+	if a := c.tuples[t]; a != nil && !c.detach(a, t, now) {
 		c.end(a, now, EndDisconnected, out)
 	}
 }
@@ -417,7 +428,10 @@ func (c *Core) Allocations() int { return len(c.ids) }
 
 // end is the only exit of an allocation.
 func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
-	delete(c.tuples, a.tuple)
+	if c.tuples[a.tuple] == a { // it is not, where its connection is gone
+		delete(c.tuples, a.tuple)
+	}
+	c.forgetMobile(a)
 	delete(c.ids, a.id)
 	a.cur.tenant.remove(a)
 	heap.Remove(&c.queue, a.place)

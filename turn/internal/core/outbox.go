@@ -109,6 +109,7 @@ const (
 	CauseUnknownUser
 	CauseRate
 	CauseConnection
+	CauseMobility
 	NumCauses = iota
 )
 
@@ -145,6 +146,7 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseUnknownUser:      {"unknown_user", "no user of that name or hash"},
 	CauseRate:             {"rate", "more than the rate of the allocation, its pseudonym or its tenant"},
 	CauseConnection:       {"connection", "the peer's connection is there already, or could not be made"},
+	CauseMobility:         {"mobility", "mobility is off"},
 	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
 }
 
