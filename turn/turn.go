@@ -102,6 +102,13 @@ type Config struct {
 
 	// NoAccessToken switches RFC 7635's own shape off and leaves the one in USERNAME.
 	NoAccessToken bool
+	// OAuthLoose lets a Refresh bring a token of another kid, where neither kid says whose it is. Who
+	// has any token of this server can then take over an allocation whose 5-tuple is his. Off as
+	// RFC 8656 §5 has it; coturn's client takes another kid each time.
+	OAuthLoose bool
+	// OAuthMAC16 also takes the first 16 bytes of a mac_key for the key of the integrity, as coturn's
+	// client does. Tokens of wicgate do not need it.
+	OAuthMAC16 bool
 
 	// Drain is how long Serve waits, once its context has ended, for clients to end their
 	// allocations; 0 = 2 s, at most 5 s.
@@ -154,7 +161,7 @@ func New(cfg Config) (*Server, error) {
 	s.core = core.New(core.Config{
 		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relay.Advertise.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
 		Quota: cfg.Quota, MaxAllocations: cfg.MaxAllocations, MaxPermissions: cfg.MaxPermissions, MaxChannels: cfg.MaxChannels,
-		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken,
+		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken, OAuthLoose: cfg.OAuthLoose, OAuthMAC16: cfg.OAuthMAC16,
 		Secrets: cfg.Secrets, Revoked: cfg.Revoked, BlindClosed: cfg.BlindClosed,
 	})
 	return s, nil

@@ -17,6 +17,7 @@ type credential struct {
 	mac      secret.Bytes // the token's mac_key
 	key      secret.Bytes // of the integrity: mac_key, or MD5(username:realm:credential)
 	token    bool         // RFC 7635's own shape: USERNAME = kid, key = mac_key
+	plain    bool         // the kid names nobody: owner is the kid, see Config.OAuthLoose
 	// ephemeral: mac is the password
 	ephemeral bool
 	ends      time.Time // token's expiry, Delta included
@@ -100,7 +101,7 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 		if cause != CauseNone {
 			return cause, err
 		}
-		return c.verify(r, cred)
+		return c.verifyMAC16(r, cred)
 	}
 	// The allocation's own credential, whatever its age: requests of a live allocation are not
 	// refused because its token has expired. Allocate is about a new one, so it is not among them.
@@ -112,7 +113,7 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 				continue
 			}
 			tried = true
-			if cause, _ = c.verify(r, cred); cause == CauseNone {
+			if cause, _ = c.verifyMAC16(r, cred); cause == CauseNone {
 				return CauseNone, nil
 			}
 		}
@@ -181,10 +182,11 @@ func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*cr
 	if err != nil {
 		return nil, CauseBadToken, err
 	}
-	if owner == "" {
+	plain := owner == ""
+	if plain {
 		owner = kid
 	}
-	cred := &credential{username: kid, owner: owner, mac: p.MACKey, key: p.MACKey, token: true}
+	cred := &credential{username: kid, owner: owner, mac: p.MACKey, key: p.MACKey, token: true, plain: plain}
 	left, err := p.Check(r.now)
 	if a != nil && r.method == stun.Refresh {
 		for _, known := range []*credential{a.cur, a.previous(r.now)} {
@@ -202,6 +204,9 @@ func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*cr
 		return nil, CauseRevoked, nil
 	}
 	cred.ends = r.now.Add(left)
+	if c.cfg.OAuthLoose && plain && a != nil && r.method == stun.Refresh && a.cur.plain {
+		cred.owner = a.owner // stays booked to the kid that it was allocated under
+	}
 	return cred, CauseNone, nil
 }
 
@@ -223,4 +228,23 @@ func (c *Core) verify(r *request, cred *credential) (Cause, error) {
 	}
 	r.cred, r.key = cred, key
 	return CauseNone, nil
+}
+
+// verifyMAC16 is verify for clients that use the first 16 bytes of the mac_key, as coturn's do
+// (Config.OAuthMAC16): whichever of the two keys has made the integrity is the credential's.
+func (c *Core) verifyMAC16(r *request, cred *credential) (Cause, error) {
+	cause, err := c.verify(r, cred)
+	if cause == CauseNone || !c.cfg.OAuthMAC16 || !cred.token {
+		return cause, err
+	}
+	had := cred.key
+	for _, key := range []secret.Bytes{cred.mac, secret.New(cred.mac.Expose()[:16])} {
+		if cred.key = key; !key.Equal(had) {
+			if cause, err = c.verify(r, cred); cause == CauseNone {
+				return CauseNone, nil
+			}
+		}
+	}
+	cred.key = had
+	return cause, err
 }

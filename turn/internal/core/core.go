@@ -52,7 +52,8 @@ const (
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
 type Keys interface {
-	// Key returns the key and format of tokens under kid, and whose they are.
+	// Key returns the key and format of tokens under kid, and whose they are: "" where a kid names a
+	// key and nobody (RFC 7635 as it is printed), and stands for its owner itself.
 	Key(kid string) (key secret.Bytes, f token.Format, pseudonym string, ok bool)
 	// NonceSecrets returns the secrets of nonces, newest first.
 	NonceSecrets() []secret.Bytes
@@ -100,6 +101,11 @@ type Config struct {
 	// NoAccessToken switches RFC 7635's own shape off: no THIRD-PARTY-AUTHORIZATION, and
 	// ACCESS-TOKEN is an unknown attribute.
 	NoAccessToken bool
+	// OAuthLoose lets a Refresh bring a token of another kid, where neither kid says whose it is. Who
+	// has any token of this server can then take over an allocation whose 5-tuple is his.
+	OAuthLoose bool
+	// OAuthMAC16 also takes the first 16 bytes of a mac_key for the key of the integrity.
+	OAuthMAC16 bool
 }
 
 // Tuple is a client's side of the 5-tuple: the server's is its listener's number.
