@@ -37,7 +37,7 @@ const (
 	keepEvery = time.Minute
 )
 
-// ErrKID: a kid that is there already came with another key.
+// ErrKID means that a kid that is there already came with another key.
 var ErrKID = errors.New("one kid with two keys")
 
 // PlainKey is a key as RFC 7635 §4.1.1 has it. From is ours: before, it seals nothing. A zero From or
