@@ -26,6 +26,8 @@ want git git
 want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
+want turnserver coturn
+want sqlite3 sqlite3
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
 		echo "setup: run as root: apt-get install ${need[*]}" >&2
@@ -34,7 +36,9 @@ if [ ${#need[@]} -gt 0 ]; then
 	echo "setup: apt-get install ${need[*]}"
 	as_root apt-get update -qq
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-	# The tests start their own; a service would take port 5060.
-	case " ${need[*]} " in *" kamailio "*) command -v systemctl >/dev/null && as_root systemctl disable --now kamailio 2>/dev/null || true ;; esac
+	# The tests start their own; services would take ports 5060 and 3478.
+	for service in kamailio coturn; do
+		case " ${need[*]} " in *" $service "*) command -v systemctl >/dev/null && as_root systemctl disable --now "$service" 2>/dev/null || true ;; esac
+	done
 fi
 echo "setup: done"
