@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"wicgate/internal/config"
 	"wicgate/internal/keyring"
 	"wicgate/internal/life"
 	"wicgate/internal/listen"
@@ -16,16 +17,19 @@ import (
 	"wicgate/turn"
 )
 
+// openRing opens the keyring of a tenant. name is that of its file, where none is configured.
+func (h *house) openRing(t config.Tenant, name func(base string) string) (*keyring.Ring, error) {
+	if t.Plain() {
+		return keyring.OpenPlain(h.path(t.Keys, name("turn-plain-keys.json")), t.Name)
+	}
+	return keyring.OpenFile(h.path(t.Keys, name("turn-keys.json")), t.Name)
+}
+
 // openKeys opens the keyring of turn.name, and where the WAF runs those of TURN servers elsewhere. The
 // WAF's process renews the plain ones.
 func (h *house) openKeys(*http.ServeMux) (err error) {
 	c := h.file.TURN
-	if c.OAuth.Plain() {
-		h.rings, err = keyring.OpenPlain(h.path(c.Keys, "turn-plain-keys.json"), c.Name)
-	} else {
-		h.rings, err = keyring.OpenFile(h.path(c.Keys, "turn-keys.json"), c.Name)
-	}
-	if err != nil || !h.has("waf") {
+	if h.rings, err = h.openRing(c.First(), func(base string) string { return base }); err != nil || !h.has("waf") {
 		return err
 	}
 	for _, name := range h.file.WAF.STUNKey.Servers {
@@ -53,29 +57,31 @@ func (h *house) openKeys(*http.ServeMux) (err error) {
 	return nil
 }
 
-// turnKeys are those by which turn opens tokens: the ring, or the ring with who pulls its keys.
-func (h *house) turnKeys() (turn.Keys, error) {
-	c := h.file.TURN.KeyPull
+// pulled is a tenant's ring, or the ring with who pulls its keys.
+func (h *house) pulled(t config.Tenant, ring *keyring.Ring) (turn.Keys, error) {
+	c := t.KeyPull
 	if c.URL == "" || h.has("waf") { // the WAF of this process has the ring
-		return h.rings, nil
+		return ring, nil
 	}
 	log := h.log.With("role", "turn")
-	files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) { log.Error("turn.key_pull.certificate not reloaded; the old one stays", "error", err) })
+	files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) {
+		log.Error("key_pull.certificate not reloaded; the old one stays", "server", t.Name, "error", err)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("turn.key_pull: %w", err)
+		return nil, fmt.Errorf("key_pull of %s: %w", t.Name, err)
 	}
 	var pool *x509.CertPool // nil: the system's
 	if c.CA != "" {
 		if pool, err = listen.PoolFile(c.CA); err != nil {
-			return nil, fmt.Errorf("turn.key_pull.ca: %w", err)
+			return nil, fmt.Errorf("key_pull.ca of %s: %w", t.Name, err)
 		}
 	}
-	p, err := stunkey.NewPuller(stunkey.PullerConfig{Log: log, URL: c.URL, Ring: h.rings, CA: pool,
+	p, err := stunkey.NewPuller(stunkey.PullerConfig{Log: log, URL: c.URL, Ring: ring, CA: pool,
 		Certificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return files.GetCertificate(nil) }})
 	if err != nil {
 		return nil, err
 	}
-	h.parts = append(h.parts, life.Part{Name: "key pull", Serve: p.Serve})
+	h.parts = append(h.parts, life.Part{Name: "key pull of " + t.Name, Serve: p.Serve})
 	return p, nil
 }
 

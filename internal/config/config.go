@@ -74,10 +74,16 @@ type TURN struct {
 	Credentials string     `yaml:"credentials"`
 	GraceMax    Duration   `yaml:"grace_max"`
 	Quota       int        `yaml:"quota"`
+	QuotaTotal  int        `yaml:"quota_total"`
+	Rates       Rates      `yaml:"rates"`
 	Secrets     string     `yaml:"secrets"`
+	Users       string     `yaml:"users"`
 	Blind       string     `yaml:"blind"`
 	OAuth       OAuth      `yaml:"oauth"`
 	KeyPull     KeyPull    `yaml:"key_pull"`
+
+	ChannelNumbers string   `yaml:"channel_numbers"`
+	Tenants        []Tenant `yaml:"tenants"`
 }
 
 // OAuth is how tokens of RFC 7635 are taken.
@@ -88,9 +94,6 @@ type OAuth struct {
 	Loose   bool     `yaml:"loose"`
 	MAC16   bool     `yaml:"mac16"`
 }
-
-// Plain says whether a kid names a key, and nobody.
-func (o OAuth) Plain() bool { return o.KIDMode == "plain" }
 
 // Format is Enc.
 func (o OAuth) Format() (rfc7635.Format, bool) { return rfc7635.ParseFormat(o.Enc) }
@@ -196,7 +199,7 @@ func Default() *File {
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
-			OAuth: OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)}},
+			OAuth: OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)}, ChannelNumbers: "rfc8656", Tenants: []Tenant{}},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute), STUNKey: STUNKey{Servers: []string{}}},
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
@@ -456,20 +459,18 @@ func (f *File) check() error {
 		when(f.Bus.Replicas != 1 && f.Bus.Replicas != 3 && f.Bus.Replicas != 5, "bus.replicas: want 1, 3 or 5, not %d", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
-		when(!isName(f.TURN.Name, 127, ".-"), "turn.name: %q is not a name in lower case of at most 127 characters", f.TURN.Name),
+		f.TURN.checkTenants(),
+		when(f.TURN.ChannelNumbers != "rfc8656" && f.TURN.ChannelNumbers != "rfc5766", "turn.channel_numbers: want rfc8656 or rfc5766, not %q", f.TURN.ChannelNumbers),
 		when(len(f.TURN.Listen)+len(f.TURN.ListenTCP) == 0, "turn.listen: names no address, and turn.listen_tcp neither"),
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
 		f.TURN.checkURLs(),
-		when(f.TURN.Profile != "ims" && f.TURN.Profile != "general", "turn.profile: want ims or general, not %q", f.TURN.Profile),
 		when(f.EPCSCF.Guests.Calls < 1 || f.EPCSCF.Guests.Calls > 8, "epcscf.guests.calls: want 1 to 8, not %d", f.EPCSCF.Guests.Calls),
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
 		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
 		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
 		when(f.EPCSCF.TURNCredentialMAC != "sha1" && f.EPCSCF.TURNCredentialMAC != "sha256", "epcscf.turn_credential_mac: want sha1 or sha256, not %q", f.EPCSCF.TURNCredentialMAC),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
-		when(!slices.Contains([]string{"session", "call-grace", "strict"}, f.TURN.Credentials), "turn.credentials: want session, call-grace or strict, not %q", f.TURN.Credentials),
-		when(f.TURN.Quota < 1 || f.TURN.Quota > 10000, "turn.quota: want 1 to 10000, not %d", f.TURN.Quota),
-		f.TURN.OAuth.check(), f.TURN.checkPull(), f.checkSTUNKey(),
+		f.TURN.OAuth.check(), f.checkSTUNKey(),
 		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
 		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),
@@ -488,23 +489,8 @@ func (f *File) check() error {
 func (o OAuth) check() error {
 	_, known := o.Format()
 	return errors.Join(
-		when(o.KIDMode != "derived" && o.KIDMode != "plain", "turn.oauth.kid_mode: want derived or plain, not %q", o.KIDMode),
 		when(!known, "turn.oauth.enc: want %s, not %q", rfc7635.Formats, o.Enc),
 		when(o.KeyLife < Duration(time.Hour) || o.KeyLife > Duration(365*24*time.Hour), "turn.oauth.key_life: want 1h to 8760h, not %v", time.Duration(o.KeyLife)),
-		when(o.Loose && !o.Plain(), "turn.oauth.loose: needs kid_mode plain; a derived kid says whose a token is"),
-	)
-}
-
-func (t TURN) checkPull() error {
-	p := t.KeyPull
-	if p.URL == "" {
-		return when(p.Certificate != "" || p.Key != "" || p.CA != "", "turn.key_pull: certificate, key and ca need url")
-	}
-	u, err := url.Parse(p.URL)
-	return errors.Join(
-		when(err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "", "turn.key_pull.url: want an https URL such as https://waf.example.org:8444, not %q", p.URL),
-		when(p.Certificate == "" || p.Key == "", "turn.key_pull: certificate and key are needed: the WAF gives keys to a client certificate alone (RFC 7635 §4.1.1)"),
-		when(!t.OAuth.Plain(), "turn.key_pull.url: needs turn.oauth.kid_mode plain; masters of derived keys leave no machine"),
 	)
 }
 
@@ -517,7 +503,7 @@ func (f *File) checkSTUNKey() error {
 	}
 	for i, name := range k.Servers {
 		errs = append(errs, when(!isName(name, 127, ".-") || slices.Contains(k.Servers[:i], name), "waf.stun_key.servers: %q: want different names in lower case of at most 127 characters", name),
-			when(name == f.TURN.Name && !f.TURN.OAuth.Plain(), "waf.stun_key.servers: %q has derived keys, whose masters leave no machine; set turn.oauth.kid_mode: plain", name))
+			when(name == f.TURN.Name && !f.TURN.First().Plain(), "waf.stun_key.servers: %q has derived keys, whose masters leave no machine; set turn.oauth.kid_mode: plain", name))
 	}
 	return errors.Join(errs...)
 }

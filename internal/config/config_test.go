@@ -125,6 +125,8 @@ func TestRefusals(t *testing.T) {
 		{"enc", "turn: {oauth: {enc: A192GCM}}\n", "turn.oauth.enc: want A256GCM, A128GCM, A256CBC-HS512 or draft13-A256CBC-HS256, not \"A192GCM\""},
 		{"key life", "turn: {oauth: {key_life: 59m}}\n", "turn.oauth.key_life: want 1h to 8760h, not 59m0s"},
 		{"loose", "turn: {oauth: {loose: true}}\n", "turn.oauth.loose: needs kid_mode plain"},
+		{"kid mode of a tenant", "turn: {tenants: [{name: a.test, kid_mode: odd}]}\n", "turn.tenants[0].kid_mode: want derived or plain, not \"odd\""},
+		{"pull of a tenant", "turn: {tenants: [{name: a.test, key_pull: {url: 'https://waf.test', certificate: a, key: b}}]}\n", "turn.tenants[0].key_pull.url: needs turn.tenants[0].kid_mode plain"},
 		{"pull, derived", "turn: {key_pull: {url: 'https://waf.test:8444', certificate: a, key: b}}\n", "turn.key_pull.url: needs turn.oauth.kid_mode plain"},
 		{"pull without certificate", "turn: {oauth: {kid_mode: plain}, key_pull: {url: 'https://waf.test:8444', key: b}}\n", "turn.key_pull: certificate and key are needed"},
 		{"pull in clear", "turn: {oauth: {kid_mode: plain}, key_pull: {url: 'http://waf.test', certificate: a, key: b}}\n", "turn.key_pull.url: want an https URL"},

@@ -158,27 +158,39 @@ func (r *Ring) change(what string, f func(*keys) (*keys, error)) error {
 	return nil
 }
 
-// readFile never returns a part of a file. Its errors name the path and quote no secret.
-func (r *Ring) readFile() (*keys, error) {
-	path := r.path
+// readPrivate reads a regular file of at most longest bytes that its owner alone can reach.
+func readPrivate(path string, longest int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("keyring: %w", err)
+		return nil, err
 	}
 	defer f.Close() // read only: nothing can be lost
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("keyring: %w", err)
+		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("keyring: %s is no regular file", path)
+		return nil, fmt.Errorf("%s is no regular file", path)
 	}
 	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return nil, fmt.Errorf("keyring: %s has mode %04o, others than its owner can reach the keys\n  hint: chmod 600 %s; if others had access, rotate the keys", path, perm, path)
+		return nil, fmt.Errorf("%s has mode %04o, others than its owner can reach what is in it\n  hint: chmod 600 %s; if others had access, make new keys", path, perm, path)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, longest+1))
 	if err != nil {
-		return nil, fmt.Errorf("keyring: read %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if int64(len(b)) > longest {
+		return nil, fmt.Errorf("%s is longer than %d bytes", path, longest)
+	}
+	return b, nil
+}
+
+// readFile never returns a part of a file. Its errors name the path and quote no secret.
+func (r *Ring) readFile() (*keys, error) {
+	path := r.path
+	b, err := readPrivate(path, maxFile)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
 	}
 	k, err := r.parseFile(b)
 	if err != nil {
@@ -188,9 +200,6 @@ func (r *Ring) readFile() (*keys, error) {
 }
 
 func (r *Ring) parseFile(b []byte) (*keys, error) {
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("over %d bytes", maxFile)
-	}
 	var form fileForm
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()

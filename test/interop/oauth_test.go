@@ -383,16 +383,19 @@ func TestCoturnClientAtOurs(t *testing.T) {
 		args         []string
 		good         bool
 	}{
-		{"udp", true, true, nil, true},
+		{"udp, channels", true, true, nil, true},
+		{"udp, Send", true, true, []string{"-s"}, true},
 		{"tcp", true, true, []string{"-t"}, true},
 		{"whole mac_key", true, false, nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			port := freeBoth(t)
 			addr := netip.AddrPortFrom(lo, uint16(port))
-			s, err := turn.New(turn.Config{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Name: coturnName, Listen: []netip.AddrPort{addr}, TCP: []netip.AddrPort{addr},
-				Relay: turn.Relay{Bind: lo}, Peers: peerpolicy.General(peerpolicy.Range{Prefix: netip.PrefixFrom(lo, 32), MinPort: 1024, MaxPort: 65535}),
-				Keys: ring, Quota: 100, OAuthLoose: c.loose, OAuthMAC16: c.mac16})
+			s, err := turn.New(turn.Config{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Listen: []netip.AddrPort{addr}, TCP: []netip.AddrPort{addr},
+				Relay: turn.Relay{Bind: lo}, ChannelNumbers5766: true, Tenant: turn.Tenant{
+					Name: coturnName, Keys: ring, Quota: 100, OAuthLoose: c.loose, OAuthMAC16: c.mac16,
+					Peers: peerpolicy.General(peerpolicy.Range{Prefix: netip.PrefixFrom(lo, 32), MinPort: 1024, MaxPort: 65535}),
+				}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -407,8 +410,8 @@ func TestCoturnClientAtOurs(t *testing.T) {
 			}()
 			limit, stop := context.WithTimeout(t.Context(), 40*time.Second)
 			defer stop()
-			// -y: clients talk to each other; -c: no RTCP; -s: by Send, as its channel numbers are RFC 5766's.
-			out, err := exec.CommandContext(limit, "turnutils_uclient", append(c.args, "-J", "-y", "-c", "-s", "-n", "10", "-m", "2", "-p", strconv.Itoa(port), "-u", "x", "-w", "x", "127.0.0.1")...).CombinedOutput()
+			// -y: clients talk to each other; -c: no RTCP.
+			out, err := exec.CommandContext(limit, "turnutils_uclient", append(c.args, "-J", "-y", "-c", "-n", "10", "-m", "2", "-p", strconv.Itoa(port), "-u", "x", "-w", "x", "127.0.0.1")...).CombinedOutput()
 			lost := regexp.MustCompile(`Total lost packets 0 \(0\.000000%\)`).Match(out)
 			if good := err == nil && lost; good != c.good {
 				t.Errorf("%v\n%s", err, out)

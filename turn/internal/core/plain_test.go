@@ -68,6 +68,20 @@ func TestLooseIsForPlainKIDs(t *testing.T) {
 	w.want(w.ask(alice, w.issue(inToken, "p1", w.now, time.Hour), stun.Allocate, transport(17)), 0)
 	w.want(w.ask(alice, w.issue(inToken, "p2", w.now, time.Hour), stun.Refresh), 441)
 
+	// Nor what is another tenant's: each kid here is plain.
+	elsewhere, err := keyring.NewPlain("turn2.ims.test", keyring.PlainKey{KID: "south", Enc: token.A256GCM, K: secret.Random(32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w = plainWorld(t, func(c *Config) {
+		c.OAuthLoose = true
+		other := c.Tenant
+		other.Name, other.Keys = "turn2.ims.test", elsewhere
+		c.Others = []Tenant{other}
+	})
+	w.want(w.ask(alice, w.issueUnder(w.ring, inToken, "north", w.now, time.Hour), stun.Allocate, transport(17)), 0)
+	w.want(w.ask(alice, w.issueFor("turn2.ims.test", realm, elsewhere, inToken, "south", w.now, time.Hour), stun.Refresh), 441)
+
 	sec := func() []secret.Bytes { return []secret.Bytes{secret.New([]byte("north"))} }
 	w = plainWorld(t, func(c *Config) { c.OAuthLoose, c.Secrets = true, sec })
 	w.want(w.ask(alice, ephemeral("north", w.now.Add(time.Hour), "p1"), stun.Allocate, transport(17)), 0)
@@ -97,7 +111,7 @@ func TestMAC16(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return shaped(inToken, kid, tok, mac)
+			return shaped(inToken, realm, kid, tok, mac)
 		}
 		whole := issue("north")
 		half := whole
@@ -140,8 +154,7 @@ func TestEphemeralSHA256(t *testing.T) {
 	})
 	name := token.EphemeralUsernameSHA256(w.now.Add(time.Hour), "p1")
 	signed := func(password []byte) cred {
-		key := stun.LongTermKey([]byte(name), []byte(realm), password)
-		return cred{username: name, realm: realm, key: key[:]}
+		return cred{username: name, realm: realm, key: stun.MD5.Key([]byte(name), []byte(realm), password)}
 	}
 	c := signed(token.EphemeralPassword(sec, name).Expose())
 	w.want(w.ask(alice, c, stun.Allocate, transport(17)), 0)
