@@ -392,7 +392,7 @@ func TestCoturnClientAtOurs(t *testing.T) {
 			port := freeBoth(t)
 			addr := netip.AddrPortFrom(lo, uint16(port))
 			s, err := turn.New(turn.Config{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Listen: []netip.AddrPort{addr}, TCP: []netip.AddrPort{addr},
-				Relay: turn.Relay{Bind: lo}, ChannelNumbers5766: true, Tenant: turn.Tenant{
+				Relays: []turn.Relay{{Bind: lo}}, ChannelNumbers5766: true, Tenant: turn.Tenant{
 					Name: coturnName, Keys: ring, Quota: 100, OAuthLoose: c.loose, OAuthMAC16: c.mac16,
 					Peers: peerpolicy.General(peerpolicy.Range{Prefix: netip.PrefixFrom(lo, 32), MinPort: 1024, MaxPort: 65535}),
 				}})
