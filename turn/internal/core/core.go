@@ -51,7 +51,8 @@ const (
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
 type Keys interface {
-	// Key returns the key and format of tokens under kid, and whose they are.
+	// Key returns the key and format of tokens under kid, and whose they are: "" where a kid names a
+	// key and nobody (RFC 7635 as it is printed), and stands for its owner itself.
 	Key(kid string) (key secret.Bytes, f token.Format, pseudonym string, ok bool)
 	// NonceSecrets returns the secrets of nonces, newest first.
 	NonceSecrets() []secret.Bytes
