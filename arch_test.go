@@ -73,7 +73,7 @@ var guests = map[string][]string{
 	"github.com/pion/transport/v5":  {"imsagw"},
 	"golang.org/x/crypto/argon2":    {"waf"},
 	"golang.org/x/time/rate":        {"waf", "epcscf"},
-	"golang.org/x/sys/unix":         {"cmd/wicgate", "internal/admin", "internal/check", "test"},
+	"golang.org/x/sys/unix":         {"cmd/wicgate", "internal/admin", "internal/check", "test", "turn"},
 	"github.com/prometheus/":        {"internal/obs"},
 	"golang.org/x/sync/errgroup":    {"waf"},
 	"github.com/chromedp/":          {"test"},

@@ -91,7 +91,7 @@ func (w *worker) act(out *core.Outbox) {
 				s.sendErrors.Add(1) // UDP: it may get lost anyway
 			}
 		case core.ToPeer:
-			if _, err := a.Relay.(*relay).conn.WriteToUDPAddrPort(a.Data, a.Peer); err != nil {
+			if err := a.Relay.(*relay).send(a.Data, a.Peer, a.Whole); err != nil {
 				s.sendErrors.Add(1)
 			}
 		case core.Open:
@@ -108,6 +108,20 @@ type relay struct {
 	conn *net.UDPConn
 	pool *pool
 	port uint16
+
+	mu sync.Mutex // held around each send: with and without DF are settings of the socket
+	platform
+}
+
+// send sends a packet: if whole, so that no router takes it apart (RFC 8656 §11.3, §14).
+func (r *relay) send(data []byte, peer netip.AddrPort, whole bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.setWhole(whole); err != nil {
+		return err
+	}
+	_, err := r.conn.WriteToUDPAddrPort(data, peer)
+	return err
 }
 
 // socket is r as the core knows it.
@@ -219,7 +233,12 @@ func (p *pool) open(port uint16) (*relay, error) {
 		return nil, err
 	}
 	_ = c.SetReadBuffer(relayBuffer) // as in New
-	return &relay{conn: c, pool: p, port: port}, nil
+	r := &relay{conn: c, pool: p, port: port}
+	if err := r.prepare(c, p.Bind.Is6()); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
 }
 
 // serveRelay reads a relay socket until it is closed.

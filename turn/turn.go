@@ -165,7 +165,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	c := core.Config{
-		Tenant: s.cfg.Tenant, Families: families,
+		Tenant: s.cfg.Tenant, Families: families, DontFragment: dontFragment,
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}

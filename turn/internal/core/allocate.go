@@ -31,7 +31,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 442, CauseTransport, nil)
 		return
 	}
-	// 4. DONT-FRAGMENT is an unknown attribute here and has been answered with 420.
+	// 4. DONT-FRAGMENT only asks whether it can be done. If not, it has been answered with 420.
 	// 5. RESERVATION-TOKEN excludes the three that would choose another address. One that is unknown,
 	// too old or somebody else's is all the same.
 	redeemed := -1

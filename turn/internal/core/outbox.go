@@ -14,7 +14,7 @@ type Kind uint8
 const (
 	// ToClient: send Data to Tuple.
 	ToClient Kind = iota + 1
-	// ToPeer: send Data to Peer from the socket Relay.
+	// ToPeer: send Data to Peer from the socket Relay, with DF or its likes if Whole, without if not.
 	ToPeer
 	// Open: open a relay socket of each of Families, on an even port if Even, and the port behind it too
 	// if Next; or take Relay, which is open and has been held, if it is there. Then call Opened with ID.
@@ -33,6 +33,7 @@ type Action struct {
 	Relay      any // what Opened was given
 	Peer       netip.AddrPort
 	Data       []byte
+	Whole      bool
 	Ended      *Ended
 }
 
