@@ -5,6 +5,9 @@ package turn
 import (
 	"errors"
 	"net"
+	"net/netip"
+
+	"wicgate/internal/wire/stun"
 )
 
 // dontFragment: DF cannot be chosen for each packet; DONT-FRAGMENT is an unknown attribute.
@@ -22,3 +25,8 @@ func (*platform) setWhole(whole bool) error {
 	}
 	return nil
 }
+
+// isReport: no other system tells of ICMP errors in this way.
+func isReport(error) bool { return false }
+
+func (*platform) reports(func(netip.AddrPort, stun.ICMP)) {}

@@ -98,6 +98,7 @@ const (
 	CauseBlind
 	CauseUnknownUser
 	CauseRate
+	CauseICMP
 	NumCauses = iota
 )
 
@@ -134,6 +135,7 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseUnknownUser:      {"unknown_user", "no user of that name or hash"},
 	CauseRate:             {"rate", "more than the rate of the allocation, its pseudonym or its tenant"},
 	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
+	CauseICMP:             {"icmp", "ICMP error of a type that clients are not told of"},
 }
 
 // String returns the cause in words.
@@ -185,6 +187,7 @@ type Stats struct {
 	Bindings         uint64            // Binding requests answered
 	Refused          [NumCauses]uint64 // packets from clients and peers, by Cause
 	Unauthenticated  uint64            // 401 responses
+	ICMP             uint64            // errors told to clients
 	Traffic          Traffic
 }
 
