@@ -70,7 +70,7 @@ func (h *house) observe() error {
 		return 0
 	}}}
 	if h.cert != nil {
-		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, in seconds since 1970.", func() float64 {
+		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, of several the first, in seconds since 1970; 0 = there is none.", func() float64 {
 			leaf, err := h.leaf()
 			if err != nil {
 				return 0
@@ -101,6 +101,9 @@ func (h *house) observe() error {
 
 // leaf is the certificate that browsers are shown.
 func (h *house) leaf() (*x509.Certificate, error) {
+	if h.acme != nil {
+		return h.acme.Leaf()
+	}
 	c, err := h.cert(&tls.ClientHelloInfo{})
 	if err != nil {
 		return nil, err
@@ -137,6 +140,12 @@ func (h *house) watch() {
 	if h.cert != nil {
 		h.health.Watch("certificate", func(context.Context) error {
 			leaf, err := h.leaf()
+			if err != nil && h.acme != nil {
+				return err // there is none: nobody can connect here
+			}
+			if err == nil && h.acme != nil {
+				err = h.acme.Err()
+			}
 			if err == nil && time.Now().After(leaf.NotAfter) {
 				err = fmt.Errorf("expired on %s; renew it", leaf.NotAfter.UTC().Format(time.DateTime))
 			}

@@ -56,7 +56,8 @@ func (h *house) turn(*http.ServeMux) error {
 		Relays: relays(c.Relay),
 		Tenant: first, Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
-		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
+		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
+		TCPRelay: c.TCPRelay, ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
 	if err != nil {
 		return err

@@ -224,6 +224,19 @@ func (c *checker) files() {
 			c.fails("turn.secrets", err)
 		}
 	}
+	if a := c.File.HTTPS.ACME; a.On() && (c.has("waf", "wwsf", "epcscf") || c.has("turn") && len(c.File.TURN.ListenTCP) > 0) {
+		if _, err := keyring.OpenSecrets(c.path(a.Secrets, "acme-secrets.txt"), false); err != nil && (a.Secrets != "" || !errors.Is(err, fs.ErrNotExist)) {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w\n  hint: copy it from a node that has it; for the first: openssl rand -base64 32 > %s; chmod 600 %[2]s", err, a.Secrets)
+			}
+			c.fails("https.acme.secrets", err)
+		}
+		if a.CA != "" {
+			if _, err := listen.PoolFile(a.CA); err != nil {
+				c.error("https.acme.ca", err.Error(), "name the PEM file of the root that signed the certificate of https.acme.directory")
+			}
+		}
+	}
 	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") && !c.has("waf") {
 		c.clientSecret(c.File.WWSF.ClientSecret)
 	}
@@ -374,6 +387,7 @@ func (c *checker) sockets() {
 	tcp(c.has("waf", "wwsf", "epcscf"), "https.listen", f.HTTPS.Listen.AddrPort)
 	tcp(c.has("epcscf"), "epcscf.listen", f.EPCSCF.Listen.AddrPort)
 	tcp(c.has("democore"), "democore.listen", f.DemoCore.Listen.AddrPort)
+	tcp(f.HTTPS.ACME.On() && f.HTTPS.ACME.HTTP.IsValid(), "https.acme.http", f.HTTPS.ACME.HTTP.AddrPort)
 	tcp(f.Admin.Listen.IsValid(), "admin.listen", f.Admin.Listen.AddrPort)
 	// Ranges are tested by their address alone: port 0 is any that is free.
 	for i, s := range f.TURN.Relay {

@@ -84,6 +84,7 @@ func (f *File) Review(roles []string) []Finding {
 		r.turn()
 	}
 	r.told()
+	r.acme()
 	r.ports()
 	r.lives()
 	if r.has("epcscf") {
@@ -241,6 +242,34 @@ func (r *review) told() {
 	}
 }
 
+// acme looks whether the names are those that browsers go to, and whether the CA can find their proof.
+func (r *review) acme() {
+	a := r.HTTPS.ACME
+	portal := r.has("waf") || r.has("wwsf") || r.has("epcscf")
+	turn := r.has("turn") && len(r.TURN.ListenTCP) > 0
+	if !a.On() || !portal && !turn {
+		return
+	}
+	covers := func(key, host string) {
+		if !slices.Contains(a.Names, host) {
+			r.error(key, "add it to https.acme.names, or tell browsers another name", "browsers go to %s, and https.acme.names has %s", host, strings.Join(a.Names, ", "))
+		}
+	}
+	on443 := portal && r.HTTPS.Listen.Port() == 443
+	if portal {
+		covers("https.url", r.HTTPS.URL.Host())
+	}
+	if turn {
+		for i, host := range r.TURN.SecureURLs() {
+			covers(fmt.Sprintf("turn.urls[%d]", i), host)
+		}
+		on443 = on443 || slices.ContainsFunc(r.TURN.ListenTCP, func(l AddrPort) bool { return l.Port() == 443 })
+	}
+	if !on443 && a.HTTP.Port() != 80 {
+		r.warn("https.acme.names", "listen there, or forward the port", "the CA looks for proof on port 443 of each name, and nothing here listens on it")
+	}
+}
+
 // ports looks for ranges of ports that get into each other's way on this machine.
 func (r *review) ports() {
 	type use struct {
@@ -277,6 +306,9 @@ func (r *review) ports() {
 	}
 	if !r.has("waf") && !r.has("wwsf") && !r.has("epcscf") {
 		return
+	}
+	if a := r.HTTPS.ACME.HTTP; a.IsValid() && a == r.HTTPS.Listen && a.Port() != 0 {
+		r.error("https.acme.http", "choose another port; http-01 is plain HTTP", "%v is https.listen already", a)
 	}
 	for _, tcp := range []struct {
 		role, key string

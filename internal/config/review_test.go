@@ -56,6 +56,12 @@ func TestReview(t *testing.T) {
 		{"strict and grace", "turn:\n  credentials: strict\n  grace_max: 1h\n", "warning wicgate.yaml:3: turn.grace_max: has no effect with turn.credentials: strict"},
 		{"short grace", "turn: {grace_max: 10m}\n", "warning wicgate.yaml:1: turn.grace_max: 10m after its token's end a call is cut"},
 
+		// Certificates by ACME.
+		{"ACME for another name", "https: {listen: '198.51.100.1:443', url: 'https://b.example.org', acme: {names: [a.example.org], agree: true}}\n", "error wicgate.yaml:1: https.url: browsers go to b.example.org, and https.acme.names has a.example.org"},
+		{"ACME without turns", "https: {listen: '198.51.100.1:443', url: 'https://a.example.org', acme: {names: [a.example.org], agree: true}}\nturn: {urls: ['turns:t.example.org']}\n", "error wicgate.yaml:2: turn.urls[0]: browsers go to t.example.org"},
+		{"ACME on another port", "https: {url: 'https://a.example.org:8443', acme: {names: [a.example.org], agree: true}}\n", "warning wicgate.yaml:1: https.acme.names: the CA looks for proof on port 443 of each name, and nothing here listens on it"},
+		{"ACME plain HTTP on the front", "https: {acme: {http: '127.0.0.1:8443'}}\n", "error wicgate.yaml:1: https.acme.http: 127.0.0.1:8443 is https.listen already"},
+
 		// What browsers are told.
 		{"portal on loopback's name", "https: {listen: '198.51.100.1:8443'}\n", "warning https.url: https://localhost:8443 is what browsers are told, and it means their own machine"},
 		{"TURN on loopback's name", "turn: {listen: ['198.51.100.1:3478'], relay: [{bind: 198.51.100.1}]}\n", `warning turn.urls[0]: "turn:127.0.0.1:3478?transport=udp" is what browsers are told, and it means their own machine`},

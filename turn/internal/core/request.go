@@ -20,6 +20,7 @@ type request struct {
 	additional, evenPort, reservation, peer    []byte
 	userhash, algorithm, algorithms, counter   []byte
 	dontFragment                               []byte
+	change, responsePort, padding, connection  []byte
 	unknown                                    [16]stun.Attr // the first unknown required attributes
 	unknowns                                   int
 
@@ -74,6 +75,14 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			field = &r.counter
 		case stun.AttrDontFragment:
 			field = &r.dontFragment
+		case stun.AttrChangeRequest:
+			field = &r.change
+		case stun.AttrResponsePort:
+			field = &r.responsePort
+		case stun.AttrPadding:
+			field = &r.padding
+		case stun.AttrConnectionID:
+			field = &r.connection
 		case stun.AttrMappedAddress, stun.AttrXORMappedAddress, stun.AttrXORRelayedAddress, stun.AttrErrorCode, stun.AttrUnknownAttributes,
 			stun.AttrPriority, stun.AttrUseCandidate:
 			continue // known, and of no meaning here
@@ -89,9 +98,9 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 	}
 }
 
-func (r *request) unknownAttr(typ stun.Attr) {
+func (r *request) unknownAttr(t stun.Attr) {
 	if r.unknowns < len(r.unknown) {
-		r.unknown[r.unknowns] = typ
+		r.unknown[r.unknowns] = t
 	}
 	r.unknowns++
 }
