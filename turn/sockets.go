@@ -30,7 +30,7 @@ const (
 // worker is what one goroutine needs to call the core and act on the answer.
 type worker struct {
 	s           *Server
-	out, opened core.Outbox // opened: of the calls that acting on out leads to
+	out, opened core.Outbox // opened: of the calls that acting on out leads to, and of reports of the network
 }
 
 func newWorker(s *Server) *worker { return &worker{s: s} }
@@ -96,8 +96,13 @@ func (w *worker) act(out *core.Outbox) {
 				s.sendErrors.Add(1) // UDP: it may get lost anyway
 			}
 		case core.ToPeer:
-			if _, err := a.Relay.(*relay).conn.WriteToUDPAddrPort(a.Data, a.Peer); err != nil {
+			r := a.Relay.(*relay)
+			reports, err := r.send(a.Data, a.Peer, a.Whole)
+			if err != nil {
 				s.sendErrors.Add(1)
+			}
+			if reports {
+				w.fromNetwork(r)
 			}
 		case core.Open:
 			w.open(a)
@@ -122,6 +127,40 @@ type relay struct {
 	conn *net.UDPConn
 	pool *pool
 	port uint16
+
+	mu sync.Mutex // held around each send: with and without DF are settings of the socket
+	platform
+}
+
+// send sends a packet: if whole, so that no router takes it apart (RFC 8656 §11.3, §14). reports says
+// that the socket has an ICMP error to tell of, perhaps.
+func (r *relay) send(data []byte, peer netip.AddrPort, whole bool) (reports bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.setWhole(whole); err != nil {
+		return false, err
+	}
+	_, err = r.conn.WriteToUDPAddrPort(data, peer)
+	if reports = isReport(err); reports {
+		// The error is that of a packet before, and said once. This packet has not been sent.
+		_, err = r.conn.WriteToUDPAddrPort(data, peer)
+	}
+	return reports, err
+}
+
+// fromNetwork tells the client of r what the network says about packets to its peers.
+func (w *worker) fromNetwork(r *relay) {
+	s := w.s
+	r.reports(func(peer netip.AddrPort, icmp stun.ICMP) {
+		now := time.Now()
+		s.mu.Lock()
+		s.core.FromNetwork(now, r.id, peer, icmp, &w.opened)
+		s.mu.Unlock()
+		if w.opened.Cause != core.CauseNone {
+			s.refusals.note(s.log, now, &w.opened, peer, false)
+		}
+		w.act(&w.opened)
+	})
 }
 
 // relaySocket is a relay or a tcpRelay.
@@ -267,7 +306,12 @@ func (p *pool) open(port uint16) (*relay, error) {
 		return nil, err
 	}
 	_ = c.SetReadBuffer(relayBuffer) // as in New
-	return &relay{conn: c, pool: p, port: port}, nil
+	r := &relay{conn: c, pool: p, port: port}
+	if err := r.prepare(c, p.Bind.Is6()); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
 }
 
 // serve reads a relay socket until it is closed.
@@ -281,6 +325,10 @@ func (r *relay) serve(s *Server) {
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			w.fromNetwork(r)
+			if isReport(err) {
+				continue // said once for each
 			}
 			s.log.Warn("turn: read from peers", "relay", r.conn.LocalAddr(), "error", err)
 			time.Sleep(pause)

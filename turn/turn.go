@@ -3,7 +3,7 @@
 // unmodified browsers can send, by an ephemeral or a pushed credential of the eP-CSCF (DESIGN,
 // Credentials), or as a static user.
 //
-//	browser ── STUN, TURN, ChannelData ──► Listen, UDP ───┐                  ┌─ relay socket, one an allocation ── peer
+//	browser ── STUN, TURN, ChannelData ──► Listen, UDP ───┐                  ┌─ relay socket, one an allocation and family ── peer
 //	                                                      ├─ internal/core ──┤
 //	browser ── the same, framed ──► TCP, with and without TLS ─┘             └─ relay socket ── peer
 //
@@ -181,7 +181,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	c := core.Config{
-		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
+		Tenant: s.cfg.Tenant, Families: families, DontFragment: dontFragment, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}
@@ -481,6 +481,7 @@ type Stats struct {
 
 	SendErrors uint64 // packets that the kernel did not take, or whose connection was gone
 	TooLong    uint64 // packets of peers above 4096 bytes, dropped
+	ICMP       uint64 // ICMP errors about packets to peers, told to clients
 
 	// Clients on TCP and TLS.
 	Connections        int // now
@@ -499,7 +500,7 @@ func (s *Server) Stats() Stats {
 		Allocations: c.Allocations, AllocationsTotal: c.AllocationsTotal, Bindings: c.Bindings, Refused401: c.Unauthenticated,
 		Refused: make(map[string]uint64, len(c.Refused)), Ended: make(map[string]uint64, len(c.Ended)),
 		ToPeerPackets: c.Traffic.SentPackets, ToPeerBytes: c.Traffic.SentBytes, ToClientPackets: c.Traffic.ReceivedPackets, ToClientBytes: c.Traffic.ReceivedBytes,
-		SendErrors: s.sendErrors.Load(), TooLong: s.tooLong.Load(),
+		SendErrors: s.sendErrors.Load(), TooLong: s.tooLong.Load(), ICMP: c.ICMP,
 	}
 	for i, n := range c.Refused[1:] {
 		out.Refused[core.Cause(i+1).Label()] = n

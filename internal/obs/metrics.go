@@ -30,6 +30,7 @@ var table = func() map[string]spec {
 		"turn.ToClientBytes":      {name: "turn_relayed_bytes_total", help: "Bytes of payload relayed.", constant: map[string]string{"direction": "to_client"}},
 		"turn.SendErrors":         {name: "turn_send_errors_total", help: "Packets that the kernel did not take, or whose connection was gone."},
 		"turn.TooLong":            {name: "turn_too_long_total", help: "Packets of peers above 4096 bytes, dropped."},
+		"turn.ICMP":               {name: "turn_icmp_total", help: "ICMP errors about packets to peers, told to clients: peers that are gone, or too far."},
 		"turn.Connections":        {name: "turn_connections", help: "Connections of clients on TCP and TLS now."},
 		"turn.TCP":                {name: "turn_connections_accepted_total", help: "Connections that began a TURN session, by transport.", constant: map[string]string{"transport": "tcp"}},
 		"turn.TLS":                {name: "turn_connections_accepted_total", help: "Connections that began a TURN session, by transport.", constant: map[string]string{"transport": "tls"}},

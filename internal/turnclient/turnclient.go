@@ -109,6 +109,8 @@ type Packet struct {
 	Peer    netip.AddrPort
 	Channel uint16 // 0 = by Data indication
 	Data    []byte
+	// ICMP is not nil where the packet tells of an ICMP error about one to Peer, and has no Data.
+	ICMP *stun.ICMP
 }
 
 // Client is one 5-tuple. Its methods may be called by several goroutines.
@@ -582,7 +584,13 @@ func (c *Client) read() {
 				a, _ := m.Get(stun.AttrXORPeerAddress)
 				peer, err := stun.ParseXORAddress(a, m.TransactionID())
 				data, ok := m.Get(stun.AttrData)
-				if err == nil && ok {
+				v, told := m.Get(stun.AttrICMP)
+				icmp, errICMP := stun.ParseICMP(v)
+				switch {
+				case err != nil:
+				case told && errICMP == nil:
+					c.deliver(Packet{Peer: peer, ICMP: &icmp})
+				case ok:
 					c.deliver(Packet{Peer: peer, Data: append([]byte{}, data...)})
 				}
 				continue

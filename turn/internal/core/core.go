@@ -79,6 +79,8 @@ type Config struct {
 	Others []Tenant // 0 to 65534 more
 
 	Families byte // of the relay addresses: stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
+	// DontFragment says that relay sockets can send single packets that no router takes apart.
+	DontFragment bool
 
 	MaxAllocations int
 	MaxPermissions int // per allocation
@@ -184,6 +186,9 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	out.Method = m.Method()
 	r := &c.req
 	r.read(m, t, now)
+	if r.dontFragment != nil && !c.cfg.DontFragment {
+		r.unknownAttr(stun.AttrDontFragment) // RFC 8656 §7.2
+	}
 	r.tenant = c.challenger(t)
 	c.unread(r)
 	defer r.forget()
