@@ -44,20 +44,21 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestSources: each source is of the load's prefix, and few clients share one.
+// TestSources: few clients share an address, and no two are alike.
 func TestSources(t *testing.T) {
 	var s sources
-	seen := map[string]int{}
-	for range 1000 {
+	hosts, seen := map[string]int{}, map[string]bool{}
+	for range 20_000 {
 		a := s.next()
-		if !strings.HasPrefix(a.Addr().String(), "10.31.") || a.Port() != 0 {
+		if !strings.HasPrefix(a.Addr().String(), "10.31.") || seen[a.String()] {
 			t.Fatal(a)
 		}
-		seen[a.Addr().String()]++
+		seen[a.String()] = true
+		hosts[a.Addr().String()]++
 	}
-	for a, n := range seen {
-		if n != 4 {
-			t.Errorf("%s: %d of 1000 clients", a, n)
+	for a, n := range hosts {
+		if n != 80 {
+			t.Errorf("%s: %d of 20000 clients", a, n)
 		}
 	}
 }

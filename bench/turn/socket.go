@@ -37,8 +37,7 @@ func newSocket(kind int, from, to netip.AddrPort) (*socket, error) {
 	wait := unix.NsecToTimeval(answerTime.Nanoseconds())
 	err = errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait))
 	if kind == unix.SOCK_STREAM {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
 	}
@@ -160,15 +159,15 @@ func (s *socket) SetReadDeadline(time.Time) error { return nil }
 // SetWriteDeadline implements net.Conn.
 func (s *socket) SetWriteDeadline(time.Time) error { return nil }
 
-// sources hands out addresses of the load's prefix, one after the other, so that each has few
-// clients.
+// sources hands out addresses of the load's prefix and ports, one after the other: each address has
+// few clients, and no two clients are alike, for a server may remember one that is gone.
 type sources struct{ n int }
 
-// next returns an address; the kernel chooses the port.
 func (s *sources) next() netip.AddrPort {
-	const many = 250 // addresses in use
+	const addresses, firstPort = 250, 20_000
 	a := [4]byte{10, 31}
-	binary.BigEndian.PutUint16(a[2:], uint16(256+s.n%many))
+	binary.BigEndian.PutUint16(a[2:], uint16(256+s.n%addresses))
+	port := firstPort + s.n/addresses
 	s.n++
-	return netip.AddrPortFrom(netip.AddrFrom4(a), 0)
+	return netip.AddrPortFrom(netip.AddrFrom4(a), uint16(port))
 }
