@@ -52,7 +52,8 @@ type options struct {
 func run(ctx context.Context) error {
 	var o options
 	flag.StringVar(&o.wicgate, "wicgate", "bin/wicgate", "our program")
-	flag.StringVar(&o.pion, "pion", "bin/pionserver", "the program of bench/turn/pionserver")
+	flag.StringVar(&o.before, "before", "", "our program as it was, to be compared; empty: none")
+	flag.StringVar(&o.pion, "pion", "bin/pionserver", "the program of bench/turn/pionserver; empty: none")
 	flag.StringVar(&o.coturn, "coturn", "turnserver", "coturn; empty: none")
 	flag.StringVar(&o.newer, "newer", os.Getenv("COTURN"), "another coturn; empty: none (default: the variable COTURN)")
 	flag.StringVar(&o.out, "out", "bin/bench-turn", "where to write the report: this name with .md and .json")
@@ -132,7 +133,7 @@ func (o *options) bench(ctx context.Context) error {
 	if len(list) < 2 {
 		return errors.New("it needs two CPUs: one for the server, one for the load")
 	}
-	for _, p := range []*string{&o.wicgate, &o.pion, &o.coturn, &o.newer} {
+	for _, p := range []*string{&o.wicgate, &o.before, &o.pion, &o.coturn, &o.newer} {
 		if *p == "" {
 			continue
 		}

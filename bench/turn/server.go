@@ -39,7 +39,7 @@ type server struct {
 const realm = "bench"
 
 // programs are where the servers are.
-type programs struct{ wicgate, pion, coturn, newer string }
+type programs struct{ wicgate, before, pion, coturn, newer string }
 
 // servers writes the configurations into dir. All have one certificate, one secret, logs as they are
 // by default (to a file), and no limit that the load would meet.
@@ -73,11 +73,16 @@ func servers(dir string, p programs) ([]*server, error) {
 		return nil
 	}
 
-	data := filepath.Join(dir, "wicgate-data")
-	if err := os.Mkdir(data, 0o700); err != nil {
-		return nil, err
-	}
-	ours := fmt.Sprintf(`https: {certificate: %s, key: %s}
+	for i, program := range []string{p.wicgate, p.before} {
+		if program == "" {
+			continue
+		}
+		name := []string{"wicgate", "wicgate-before"}[i]
+		data := filepath.Join(dir, name)
+		if err := os.Mkdir(data, 0o700); err != nil {
+			return nil, err
+		}
+		config := fmt.Sprintf(`https: {certificate: %s, key: %s}
 turn:
   name: %s
   listen: [%[4]s:3478]
@@ -87,10 +92,11 @@ turn:
   open: ["%[5]s/32 1024-65535"]
   secrets: %[6]s
 `, cert, key, realm, serverAddress, peerAddress, secrets)
-	err := add(&server{Name: "wicgate", tcpPort: 3478, tlsPort: 3478, Command: []string{p.wicgate, "run", "turn", "--data", data, "--config", filepath.Join(dir, "wicgate.yaml")}},
-		ours, p.wicgate, "version")
-	if err != nil {
-		return nil, err
+		err := add(&server{Name: name, tcpPort: 3478, tlsPort: 3478, Command: []string{program, "run", "turn", "--data", data, "--config", data + ".yaml"}},
+			config, program, "version")
+		if err != nil {
+			return nil, err
+		}
 	}
 	for i, program := range []string{p.coturn, p.newer} {
 		if program == "" {
@@ -115,7 +121,10 @@ no-dtls
 			return nil, err
 		}
 	}
-	err = add(&server{Name: "pion", tcpPort: 3478, tlsPort: 5349, Command: []string{p.pion, "-address", serverAddress, "-realm", realm, "-cert", cert, "-key", key, "-secrets", secrets}},
+	if p.pion == "" {
+		return list, nil
+	}
+	err := add(&server{Name: "pion", tcpPort: 3478, tlsPort: 5349, Command: []string{p.pion, "-address", serverAddress, "-realm", realm, "-cert", cert, "-key", key, "-secrets", secrets}},
 		"", p.pion, "-version")
 	return list, err
 }
