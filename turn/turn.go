@@ -128,7 +128,7 @@ type Server struct {
 	log       *slog.Logger
 	listeners []*net.UDPConn
 	pools     [2][]*pool // of relay ports: IPv4, IPv6
-	buffers   bufferPool
+	desks     desks
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
 	relays    sync.WaitGroup
