@@ -273,6 +273,9 @@ func (h *house) turn(*http.ServeMux) error {
 	if c.Profile == "general" {
 		peers = peerpolicy.General(open...)
 	}
+	for _, closed := range c.Closed {
+		peers = peers.WithClosed(closed.Prefix)
+	}
 	secrets, err := h.secrets()
 	if err != nil {
 		return err

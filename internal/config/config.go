@@ -69,6 +69,7 @@ type TURN struct {
 	Relay       Side       `yaml:"relay"`
 	Profile     string     `yaml:"profile"`
 	Open        []Range    `yaml:"open"`
+	Closed      []Prefix   `yaml:"closed"`
 	Credentials string     `yaml:"credentials"`
 	GraceMax    Duration   `yaml:"grace_max"`
 	Quota       int        `yaml:"quota"`
@@ -159,7 +160,7 @@ func Default() *File {
 		Bus:    Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open"},
+			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Closed: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open"},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),

@@ -99,6 +99,7 @@ func TestRefusals(t *testing.T) {
 		{"negative duration", "turn:\n  grace_max: -1s\n", "2: turn.grace_max: want a duration"},
 		{"ports", "imsagw:\n  core: {ports: 5-4}\n", "2: imsagw.core.ports: want ports first-last"},
 		{"level", "log: {level: loud}\n", "1: log.level: want debug, info, warn or error"},
+		{"closed", "turn:\n  closed: [10.0.0.0/8, 10.0.0.0/99]\n", "2: turn.closed[1]: want a prefix such as"},
 		{"range", "turn:\n  open: [10.0.0.0/8]\n", "2: turn.open[0]: want \"prefix first-last\""},
 		{"number for text", "turn:\n  quota: many\n", "2: cannot unmarshal string"},
 

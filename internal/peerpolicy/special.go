@@ -54,6 +54,41 @@ var (
 	errUnallocated = fmt.Errorf("%w: outside of global unicast, 2000::/3 (RFC 4291)", ErrSpecial)
 )
 
+// Special says whether the general profile, with nothing opened, refuses every address of a prefix. ISATAP
+// and an embedded address that is itself special are not counted: no prefix names them.
+func Special(p netip.Prefix) bool {
+	if !p.IsValid() {
+		return true
+	}
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		return true // IPv4-mapped
+	}
+	table := special4
+	if p = p.Masked(); p.Addr().Is6() {
+		if table = special6; !globalUnicast.Overlaps(p) || covers(sixToFour, p) || covers(teredo, p) {
+			return true
+		}
+	}
+	touches := false
+	for _, e := range table {
+		if covers(e.prefix, p) {
+			return true
+		}
+		touches = touches || e.prefix.Overlaps(p)
+	}
+	if !touches {
+		return false
+	}
+	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	b := p.Addr().AsSlice()
+	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	high, _ := netip.AddrFromSlice(b)
+	return Special(low) && Special(netip.PrefixFrom(high, low.Bits()))
+}
+
+// covers says whether p lies within all of outer.
+func covers(outer, p netip.Prefix) bool { return outer.Bits() <= p.Bits() && outer.Contains(p.Addr()) }
+
 // special returns nil for a public address, else why it is none. addr carries no other address.
 func special(addr netip.Addr) error {
 	table := special6
