@@ -184,24 +184,28 @@ func TestClosedWins(t *testing.T) {
 	}
 }
 
-// TestSpecialPrefixes: a prefix counts as special only if each of its addresses is refused.
+// TestSpecialPrefixes: a prefix is special in all only if each of its addresses is refused, in part if one is.
 func TestSpecialPrefixes(t *testing.T) {
-	for prefix, want := range map[string]bool{
-		"10.0.0.0/8": true, "10.1.0.0/16": true, "10.0.0.0/7": false, "0.0.0.0/0": false, "224.0.0.0/3": true, "192.0.2.0/24": true, "192.0.2.0/23": false,
-		"192.0.0.0/16": false, "8.8.8.8/32": false, "203.0.113.9/32": true, "100.64.0.0/10": true, "255.255.255.255/32": true,
-		"::/0": false, "::/3": true, "4000::/2": true, "fc00::/7": true, "::ffff:0:0/96": true, "::ffff:8.8.8.8/128": true, "64:ff9b::/96": true, "2002::/16": true, "2001::/32": true,
-		"2001::/23": true, "2001::/16": false, "2001:db8::/33": true, "2606:4700::/32": false, "3fff::/20": true, "2000::/3": false,
+	const all, some, none = 2, 1, 0
+	for prefix, want := range map[string]int{
+		"10.0.0.0/8": all, "10.1.0.0/16": all, "10.0.0.0/7": some, "0.0.0.0/0": some, "224.0.0.0/3": all, "192.0.2.0/24": all, "192.0.2.0/23": some,
+		"192.0.0.0/16": some, "8.8.8.8/32": none, "8.0.0.0/7": none, "203.0.113.9/32": all, "100.64.0.0/10": all, "255.255.255.255/32": all,
+		"::/0": some, "::/3": all, "4000::/2": all, "fc00::/7": all, "::ffff:0:0/96": all, "::ffff:8.8.8.8/128": all, "64:ff9b::/96": all, "2002::/16": all, "2001::/32": all,
+		"2001::/23": all, "2001::/16": some, "2001:db8::/33": all, "2606:4700::/32": none, "3fff::/20": all, "2000::/3": some, "2000::/4": some, "2800::/5": none,
 	} {
 		p := netip.MustParsePrefix(prefix)
-		if got := Special(p); got != want {
-			t.Errorf("Special(%s) = %v", prefix, got)
+		got := none
+		if whole, part := Special(p); whole {
+			got = all
+		} else if part {
+			got = some
 		}
-		if first := General().AllowAddr(p.Addr()); want && first == nil {
-			t.Errorf("%s is special, and %v allowed", prefix, p.Addr())
+		if got != want {
+			t.Errorf("Special(%s) = %v, want %v", prefix, got, want)
 		}
-	}
-	if !Special(netip.Prefix{}) {
-		t.Error("no prefix holds an address")
+		if first := General().AllowAddr(p.Addr()); want == all && first == nil || want == none && first != nil {
+			t.Errorf("%s is said to be %d, and %v gives %v", prefix, want, p.Addr(), first)
+		}
 	}
 }
 

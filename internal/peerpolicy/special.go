@@ -54,36 +54,40 @@ var (
 	errUnallocated = fmt.Errorf("%w: outside of global unicast, 2000::/3 (RFC 4291)", ErrSpecial)
 )
 
-// Special says whether the general profile, with nothing opened, refuses every address of a prefix. ISATAP
-// and an embedded address that is itself special are not counted: no prefix names them.
-func Special(p netip.Prefix) bool {
+// Special says whether the general profile, with nothing opened, refuses all addresses of a prefix, and
+// whether it refuses some. ISATAP forms, which no prefix names, are not counted.
+func Special(p netip.Prefix) (all, some bool) {
 	if !p.IsValid() {
-		return true
+		return true, false
 	}
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		return true // IPv4-mapped
+		return true, true // IPv4-mapped
 	}
 	table := special4
 	if p = p.Masked(); p.Addr().Is6() {
-		if table = special6; !globalUnicast.Overlaps(p) || covers(sixToFour, p) || covers(teredo, p) {
-			return true
+		table = special6
+		some = !covers(globalUnicast, p) || sixToFour.Overlaps(p) || teredo.Overlaps(p)
+		if !globalUnicast.Overlaps(p) || covers(sixToFour, p) || covers(teredo, p) {
+			return true, true
 		}
 	}
-	touches := false
 	for _, e := range table {
 		if covers(e.prefix, p) {
-			return true
+			return true, true
 		}
-		touches = touches || e.prefix.Overlaps(p)
+		some = some || e.prefix.Overlaps(p)
 	}
-	if !touches {
-		return false
+	if !some {
+		return false, false
 	}
 	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
 	b := p.Addr().AsSlice()
 	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
 	high, _ := netip.AddrFromSlice(b)
-	return Special(low) && Special(netip.PrefixFrom(high, low.Bits()))
+	if all, _ = Special(low); all {
+		all, _ = Special(netip.PrefixFrom(high, low.Bits()))
+	}
+	return all, true
 }
 
 // covers says whether p lies within all of outer.
