@@ -663,7 +663,9 @@ func (c *converter) others() {
 	if c.db.Admins > 0 {
 		c.note(Moot, 0, "admin_user", "%s: %s", count(c.db.Admins, "row", "rows"), whyCLI)
 	}
-	if _, ok := c.o.last("userdb", "db", "psql-userdb", "sql-userdb", "redis-userdb", "mysql-userdb", "mongo-userdb"); !ok {
+	if _, ok := c.o.last("userdb", "db", "psql-userdb", "sql-userdb", "redis-userdb", "mysql-userdb", "mongo-userdb"); !ok && c.db.From != "" {
+		c.note(Took, 0, "userdb", "read: %s", c.db.From)
+	} else if !ok {
 		c.note(Moot, 0, "userdb", "no database is named; turnserver opens /var/lib/turn/turndb or /var/db/turndb of itself. If yours holds users or secrets, say --userdb FILE")
 	}
 }
