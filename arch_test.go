@@ -28,7 +28,7 @@ var rooms = map[string][]string{
 	"internal/life":       {},
 	"internal/limit":      {},
 	"internal/token":      {"internal/secret"},
-	"internal/keyring":    {"internal/secret", "internal/token"},
+	"internal/keyring":    {"internal/secret", "internal/token", "internal/wire/stun"},
 	"internal/store":      {"internal/secret"},
 	"internal/iq":         {"internal/store"},
 	"internal/session":    {"internal/store"},

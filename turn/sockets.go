@@ -49,7 +49,7 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 			time.Sleep(pause)
 			continue
 		}
-		t := core.Tuple{Client: unmap(from), Listener: number, Transport: stun.ProtocolUDP}
+		t := core.Tuple{Client: unmap(from), Listener: number, Transport: stun.ProtocolUDP, Tenant: s.chosen.by(number, "")}
 		s.fromClient(w, time.Now(), t, buf[:n])
 	}
 }

@@ -59,11 +59,10 @@ func start(t testing.TB, change ...func(*Config)) *bench {
 	t.Helper()
 	b := &bench{t: t, ring: keyring.New(name), log: new(journal)}
 	cfg := Config{
-		Log:  slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Keys: b.ring,
-		Relay: Relay{Bind: loopback, MinPort: 50000, MaxPort: 59999},
-		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32), MinPort: 1024, MaxPort: 65535}),
-		Drain: time.Millisecond,
+		Log:    slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relay: Relay{Bind: loopback, MinPort: 50000, MaxPort: 59999},
+		Tenant: Tenant{Name: name, Keys: b.ring, Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32), MinPort: 1024, MaxPort: 65535})},
+		Drain:  time.Millisecond,
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -525,7 +524,7 @@ func TestPorts(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	good := func() Config {
-		return Config{Name: name, Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relay: Relay{Bind: loopback}, Peers: peerpolicy.General(), Keys: keyring.New(name)}
+		return Config{Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relay: Relay{Bind: loopback}, Tenant: Tenant{Name: name, Peers: peerpolicy.General(), Keys: keyring.New(name)}}
 	}
 	for what, change := range map[string]func(*Config){
 		"name":          func(c *Config) { c.Name = "" },

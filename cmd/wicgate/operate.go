@@ -185,7 +185,7 @@ func (h *house) Revoke(ctx context.Context, kind, name string) (done admin.Revok
 			return done, err
 		}
 	}
-	done = admin.Revoked{Allocations: h.allocations(name)}
+	done = admin.Revoked{As: admin.KindPseudonym, Allocations: h.allocations(name)}
 	found := done.Allocations > 0
 	switch {
 	case h.operator.waf != nil:
@@ -209,6 +209,7 @@ func (h *house) Revoke(ctx context.Context, kind, name string) (done admin.Revok
 
 // revokeUser ends what a user or guest holds.
 func (h *house) revokeUser(ctx context.Context, name string) (done admin.Revoked, err error) {
+	done.As = admin.KindUser
 	w := h.operator.waf
 	if w == nil {
 		return done, fmt.Errorf("user %q: the WAF, which knows users, does not run in this process: %w", name, admin.ErrNotFound)

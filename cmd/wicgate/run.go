@@ -25,12 +25,10 @@ import (
 	"wicgate/internal/keyring"
 	"wicgate/internal/life"
 	"wicgate/internal/listen"
-	"wicgate/internal/peerpolicy"
 	"wicgate/internal/policy"
 	"wicgate/internal/secret"
 	"wicgate/internal/session"
 	"wicgate/internal/store"
-	"wicgate/turn"
 	"wicgate/waf"
 	"wicgate/wwsf"
 )
@@ -259,54 +257,6 @@ func addrPorts(list []config.AddrPort) (out []netip.AddrPort) {
 	return out
 }
 
-func (h *house) turn(*http.ServeMux) error {
-	c := h.file.TURN
-	var open []peerpolicy.Range
-	if c.Profile == "ims" {
-		agw := h.file.IMSAGW.Access
-		open = append(open, peerpolicy.Range{Prefix: host(agw.Public()), MinPort: agw.Ports.First, MaxPort: agw.Ports.Last})
-	}
-	for _, r := range c.Open {
-		open = append(open, peerpolicy.Range{Prefix: r.Prefix, MinPort: r.Ports.First, MaxPort: r.Ports.Last})
-	}
-	peers := peerpolicy.IMS(open...)
-	if c.Profile == "general" {
-		peers = peerpolicy.General(open...)
-	}
-	for _, closed := range c.Closed {
-		peers = peers.WithClosed(closed.Prefix)
-	}
-	secrets, err := h.secrets()
-	if err != nil {
-		return err
-	}
-	var give func() []secret.Bytes
-	if secrets != nil {
-		give = func() []secret.Bytes { return secrets }
-	}
-	tcp := addrPorts(c.ListenTCP)
-	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
-		h.shared = listen.NewHandover(web)
-	}
-	s, err := turn.New(turn.Config{
-		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
-		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
-		Peers: peers, Keys: h.rings,
-		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
-		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
-		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
-	})
-	if err != nil {
-		return err
-	}
-	h.operator.turn = s
-	h.news.follower.Hear(session.Handler{
-		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
-	})
-	h.add("turn", s.Serve, func() any { return s.Stats() })
-	return nil
-}
-
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func (h *house) imsagw(*http.ServeMux) error {
@@ -359,14 +309,14 @@ func (h *house) coreUsers() (users []string, private map[string]string) {
 func (h *house) demoUsers() {
 	for _, name := range h.file.DemoCore.Users {
 		h.users = append(h.users, waf.User{
-			Name: name, Display: strings.ToUpper(name[:1]) + name[1:], Password: password(),
+			Name: name, Display: strings.ToUpper(name[:1]) + name[1:], Password: freshPassword(),
 			IMPI: name + "@" + h.file.Domain, IMPU: []string{"sip:" + name + "@" + h.file.Domain},
 		})
 	}
 }
 
-// password is 60 random bits in three groups that a person can type.
-func password() secret.Bytes {
+// freshPassword is 60 random bits in three groups that a person can type.
+func freshPassword() secret.Bytes {
 	const letters = "abcdefghijkmnpqrstuvwxyz23456789" // 32, none easily taken for another
 	b := make([]byte, 12)
 	rand.Read(b)

@@ -75,8 +75,9 @@ type TURN interface {
 
 // Revoked is what a revocation has reached in this process. Other nodes hear of it by the bus.
 type Revoked struct {
-	LogIns      int `json:"log_ins"`     // log-in sessions ended
-	Allocations int `json:"allocations"` // of this process's TURN server, ended
+	As          string `json:"as"`          // what the name was taken for: user or pseudonym
+	LogIns      int    `json:"log_ins"`     // log-in sessions ended
+	Allocations int    `json:"allocations"` // of this process's TURN server, ended
 }
 
 // Kinds of names that a [Revoker] may be given.

@@ -7,10 +7,15 @@
 package check
 
 import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -206,7 +211,10 @@ func (c *checker) files() {
 		}
 	}
 	if c.has("waf") {
-		c.secret("waf.signing_key", c.path(c.File.WAF.SigningKey, "waf-key.pem"), c.File.WAF.SigningKey != "")
+		name := c.path(c.File.WAF.SigningKey, "waf-key.pem")
+		if b := c.secret("waf.signing_key", name, c.File.WAF.SigningKey != ""); b != nil && !isSigningKey(b) {
+			c.error("waf.signing_key", name+" holds no private key on the curve P-256 in PEM", "restore it, or move it away to start with a new key; SIP tokens issued so far then end")
+		}
 	}
 	if c.has("epcscf") || c.has("turn") && c.File.TURN.Secrets != "" {
 		name := c.path(c.File.TURN.Secrets, "turn-secrets.txt")
@@ -216,8 +224,8 @@ func (c *checker) files() {
 			c.fails("turn.secrets", err)
 		}
 	}
-	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") {
-		c.secret("wwsf.client_secret", c.path(c.File.WWSF.ClientSecret, "wwsf-client.secret"), c.has("waf") && c.File.WWSF.ClientSecret != "")
+	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") && !c.has("waf") {
+		c.clientSecret(c.File.WWSF.ClientSecret)
 	}
 	if n := c.File.Bus.NKey; n != "" && c.has("waf", "epcscf", "imsagw") {
 		if _, err := os.Stat(n); err != nil {
@@ -228,28 +236,71 @@ func (c *checker) files() {
 	}
 }
 
-// secret looks at a file that its owner alone may read.
-func (c *checker) secret(key, name string, make bool) {
+// clientSecret looks at the portal's secret. Where the WAF runs it is made; elsewhere a portal without one
+// has no guests, unless the file is named.
+func (c *checker) clientSecret(configured string) {
+	const key = "wwsf.client_secret"
+	name := c.path(configured, "wwsf-client.secret")
+	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) && configured != "" && !c.has("waf") {
+		c.error(key, fmt.Sprintf("open %s: no such file", name), "copy it from the WAF, which makes it; it is the WAF's wwsf.client_secret")
+		return
+	}
+	b := c.secret(key, name, configured != "")
+	if b == nil {
+		return
+	}
+	if b = bytes.TrimSpace(b); len(b) < 32 || len(b) > 256 || bytes.ContainsAny(b, " \r\n\t") {
+		c.error(key, name+": want one line of 32 to 256 random bytes without spaces", "move it away, and the WAF makes a new one; the portal needs the same file")
+	}
+}
+
+// isSigningKey says whether b is a key for ES256, in PEM.
+func isSigningKey(b []byte) bool {
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return false
+	}
+	var key any
+	var err error
+	if block.Type == "EC PRIVATE KEY" {
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	} else {
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	return err == nil && ok && ec.Curve == elliptic.P256()
+}
+
+// secret looks at a file that its owner alone may read, and returns its content, at most 16 KiB; nil where
+// there is none, or it has a fault, which is told.
+func (c *checker) secret(key, name string, make bool) []byte {
 	f, err := os.Open(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if make {
 			c.willMake(key, name)
 		}
-		return
+		return nil
 	case err != nil:
 		c.error(key, err.Error(), "let the user that wicgate runs as read it, and nobody else")
-		return
+		return nil
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		c.error(key, err.Error(), "")
-		return
+		return nil
 	}
 	if perm := st.Mode().Perm(); perm&0o077 != 0 {
 		c.error(key, fmt.Sprintf("%s has mode %04o, others than its owner can reach it", name, perm), "chmod 600 "+name)
+		return nil
 	}
+	b, err := io.ReadAll(io.LimitReader(f, 16<<10))
+	if err != nil {
+		c.error(key, err.Error(), "")
+		return nil
+	}
+	return b
 }
 
 // willMake looks whether a file that is not there can be made.
@@ -337,7 +388,7 @@ func (c *checker) opened(proto, key string, a netip.AddrPort, err error) {
 	case err == nil:
 		c.ok("%s %v: free (%s)", proto, a, key)
 	case c.Running && inUse(err):
-		c.ok("%s %v: in use, by the wicgate that runs with this data folder (%s)", proto, a, key)
+		c.ok("%s %v: in use (%s); by the wicgate that runs with this data folder, if by no other program", proto, a, key)
 	default:
 		c.fails(key, err)
 	}

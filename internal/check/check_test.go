@@ -189,7 +189,7 @@ func TestFiles(t *testing.T) {
 	nkey := put("nkey", "", 0o644)
 	for name, c := range map[string]struct{ file, want string }{
 		"keys of another": {"turn: {keys: " + filepath.Join(data, "other.json") + "}\n", `error wicgate.yaml:1: turn.keys: keyring: ` + filepath.Join(data, "other.json") + `: holds the keys of TURN server "other.test", not of "turn.ims.test"`},
-		"open keys":       {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach the keys\n  hint: chmod 600"},
+		"open keys":       {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach what is in it\n  hint: chmod 600"},
 		"nowhere":         {"turn: {keys: /nowhere/k.json}\n", "error wicgate.yaml:1: turn.keys: /nowhere/k.json is not there, and cannot be made"},
 		"signing key":     {"", "error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " has mode 0640"},
 		"client secret":   {"", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + " has mode 0604"},
@@ -200,6 +200,48 @@ func TestFiles(t *testing.T) {
 		if got := text(Cheap(Input{File: load(t, c.file), Data: data, Roles: roles})); !strings.Contains(got, c.want) {
 			t.Errorf("%s: got  %s\nwant %s", name, got, c.want)
 		}
+	}
+}
+
+// TestSecretsAreRead: what run refuses to read, check does not call well.
+func TestSecretsAreRead(t *testing.T) {
+	data := t.TempDir()
+	put := func(name string, text []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(data, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := func(yaml string, roles ...string) string {
+		return text(Cheap(Input{File: load(t, yaml), Data: data, Roles: roles}))
+	}
+	put("waf-key.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))
+	put("wwsf-client.secret", []byte("short\n"))
+	got := found("", "waf", "wwsf")
+	for _, want := range []string{"error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " holds no", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + ": want one line of 32 to 256"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	gone := "wwsf: {client_secret: " + filepath.Join(data, "none") + "}\n"
+	if got, want := found(gone, "wwsf"), "error wicgate.yaml:1: wwsf.client_secret: open "+filepath.Join(data, "none"); !strings.Contains(got, want) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("waf-key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	put("wwsf-client.secret", []byte(strings.Repeat("x", 43)+"\n"))
+	if got := found("", "waf", "wwsf"); got != "" {
+		t.Errorf("good ones: %s", got)
+	}
+	if got := found("", "wwsf"); got != "" {
+		t.Errorf("a portal: %s", got)
 	}
 }
 
@@ -242,7 +284,7 @@ func TestPorts(t *testing.T) {
 		t.Errorf("taken: %s", got)
 	}
 	in.Running = true
-	if r := All(in); !r.OK || !strings.Contains(strings.Join(r.Tested, "\n"), fmt.Sprintf("TCP 127.0.0.1:%d: in use, by the wicgate that runs", port)) {
+	if r := All(in); !r.OK || !strings.Contains(strings.Join(r.Tested, "\n"), fmt.Sprintf("TCP 127.0.0.1:%d: in use (admin.listen); by the wicgate that runs with this data folder, if by no other program", port)) {
 		t.Errorf("by ourselves: %s", text(r.Findings))
 	}
 	taken.Close()

@@ -73,8 +73,14 @@ type TURN struct {
 	Credentials string     `yaml:"credentials"`
 	GraceMax    Duration   `yaml:"grace_max"`
 	Quota       int        `yaml:"quota"`
+	QuotaTotal  int        `yaml:"quota_total"`
+	Rates       Rates      `yaml:"rates"`
 	Secrets     string     `yaml:"secrets"`
+	Users       string     `yaml:"users"`
 	Blind       string     `yaml:"blind"`
+
+	ChannelNumbers string   `yaml:"channel_numbers"`
+	Tenants        []Tenant `yaml:"tenants"`
 }
 
 // Side is an address with its range of ports.
@@ -160,7 +166,8 @@ func Default() *File {
 		Bus:    Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Closed: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open"},
+			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Closed: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
+			ChannelNumbers: "rfc8656", Tenants: []Tenant{}},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
@@ -420,18 +427,16 @@ func (f *File) check() error {
 		when(f.Bus.Replicas != 1 && f.Bus.Replicas != 3 && f.Bus.Replicas != 5, "bus.replicas: want 1, 3 or 5, not %d", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
-		when(!isName(f.TURN.Name, 127, ".-"), "turn.name: %q is not a name in lower case of at most 127 characters", f.TURN.Name),
+		f.TURN.checkTenants(),
+		when(f.TURN.ChannelNumbers != "rfc8656" && f.TURN.ChannelNumbers != "rfc5766", "turn.channel_numbers: want rfc8656 or rfc5766, not %q", f.TURN.ChannelNumbers),
 		when(len(f.TURN.Listen)+len(f.TURN.ListenTCP) == 0, "turn.listen: names no address, and turn.listen_tcp neither"),
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
 		f.TURN.checkURLs(),
-		when(f.TURN.Profile != "ims" && f.TURN.Profile != "general", "turn.profile: want ims or general, not %q", f.TURN.Profile),
 		when(f.EPCSCF.Guests.Calls < 1 || f.EPCSCF.Guests.Calls > 8, "epcscf.guests.calls: want 1 to 8, not %d", f.EPCSCF.Guests.Calls),
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
 		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
 		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
-		when(!slices.Contains([]string{"session", "call-grace", "strict"}, f.TURN.Credentials), "turn.credentials: want session, call-grace or strict, not %q", f.TURN.Credentials),
-		when(f.TURN.Quota < 1 || f.TURN.Quota > 10000, "turn.quota: want 1 to 10000, not %d", f.TURN.Quota),
 		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
 		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),

@@ -205,3 +205,15 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestClosedForAllTenants: what the section turn closes is closed for each tenant, and a tenant's own beside it.
+func TestClosedForAllTenants(t *testing.T) {
+	f := loadText(t, "turn:\n  closed: [198.51.100.0/24]\n  tenants:\n    - name: a.test\n    - name: b.test\n      closed: [203.0.113.7]\n")
+	var got []string
+	for _, tenant := range append(f.TURN.Others(), f.TURN.First()) {
+		got = append(got, show(tenant.Closed))
+	}
+	if want := []string{"[198.51.100.0/24]", "[198.51.100.0/24, 203.0.113.7/32]", "[198.51.100.0/24]"}; !cmp.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

@@ -335,20 +335,20 @@ func (r *review) core() {
 
 // guests looks at whom people without a log-in may call.
 func (r *review) guests() {
-	if r.WAF.Guests == 0 {
-		return
-	}
 	const key = "epcscf.guests.destinations"
 	if _, err := policy.ParseDestinations(r.Domain, r.EPCSCF.Guests.Destinations); err != nil {
 		r.error(key, "correct the entry", "%v", err)
+	}
+	if r.WAF.Guests == 0 {
+		return
 	}
 	if len(r.EPCSCF.Guests.Destinations) == 0 {
 		r.warn(key, "name whom guests may call, or set waf.guests: 0", "is empty: guests may join and call nobody but themselves")
 	}
 	for i, d := range r.EPCSCF.Guests.Destinations {
 		key := fmt.Sprintf("%s[%d]", key, i)
-		switch host, any := strings.CutPrefix(d, "*@"); {
-		case any && host == r.Domain:
+		switch host, any := strings.CutPrefix(strings.TrimPrefix(d, "sip:"), "*@"); {
+		case any && strings.EqualFold(host, r.Domain):
 			r.warn(key, "name the users that expect guests", "%q: whoever opens the portal may call every user", d)
 		case any:
 			r.error(key, "name single destinations there, sip:user@host", "%q: whoever opens the portal may call everybody in another network, at your charge", d)
@@ -367,17 +367,31 @@ func (r *review) gateway() {
 }
 
 func (r *review) bus() {
-	u, err := url.Parse(r.Bus.URL)
-	if r.Bus.URL == "" || err != nil || u.Scheme == "tls" || u.Scheme == "wss" {
-		if r.Bus.URL == "" && !(r.has("epcscf") == r.has("imsagw")) {
+	if r.Bus.URL == "" {
+		if r.has("epcscf") != r.has("imsagw") {
 			r.warn("bus.url", "set it to the cluster that both use, or run both in one process", "is empty, so the bus is inside this process; of edge and gateway only one runs here, and they cannot hear each other")
 		}
 		return
 	}
-	if a, err := netip.ParseAddr(u.Hostname()); err == nil && public(a) {
-		r.error("bus.url", "use tls://, or a private address", "%s is plain NATS across a public address: revocations and media keys in clear text", u.Redacted())
+	open := false // to whoever reaches it
+	for s := range strings.SplitSeq(r.Bus.URL, ",") {
+		if s = strings.TrimSpace(s); !strings.Contains(s, "://") {
+			s = "nats://" + s // as NATS takes it
+		}
+		u, err := url.Parse(s)
+		if err != nil || u.Hostname() == "" {
+			r.error("bus.url", "write nats://host:port or tls://host:port, of several with commas between", "%q is no URL", hide(s))
+			continue
+		}
+		if u.Scheme == "tls" || u.Scheme == "wss" {
+			continue
+		}
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil && public(a) {
+			r.error("bus.url", "use tls://, or a private address", "%s is plain NATS across a public address: revocations and media keys in clear text", hide(s))
+		}
+		open = open || u.User == nil
 	}
-	if r.Bus.NKey == "" && u.User == nil {
+	if open && r.Bus.NKey == "" {
 		r.warn("bus.nkey", "give each node an nkey of its own", "is empty: whoever reaches the bus can act as any node")
 	}
 }

@@ -84,6 +84,9 @@ func TestReview(t *testing.T) {
 
 		// Guests.
 		{"guests anywhere", "epcscf:\n  guests:\n    destinations: [alice, '*@other.test']\n", `error wicgate.yaml:3: epcscf.guests.destinations[1]: "*@other.test": whoever opens the portal may call everybody in another network`},
+		{"guests anywhere, as a URI", "epcscf: {guests: {destinations: ['sip:*@other.test']}}\n", `error wicgate.yaml:1: epcscf.guests.destinations[0]: "sip:*@other.test": whoever opens the portal may call everybody in another network`},
+		{"guests at home, in capitals", "epcscf: {guests: {destinations: ['sip:*@IMS.test']}}\n", `warning wicgate.yaml:1: epcscf.guests.destinations[0]: "sip:*@IMS.test": whoever opens the portal may call every user`},
+		{"no guests, nonsense all the same", "waf: {guests: 0}\nepcscf: {guests: {destinations: ['a b']}}\n", `error wicgate.yaml:2: epcscf.guests.destinations: destination "a b": want a user`},
 		{"guests at home", "epcscf: {guests: {destinations: ['*@ims.test']}}\n", `warning wicgate.yaml:1: epcscf.guests.destinations[0]: "*@ims.test": whoever opens the portal may call every user`},
 		{"guests to nobody", "epcscf: {guests: {destinations: []}}\n", "warning wicgate.yaml:1: epcscf.guests.destinations: is empty"},
 		{"guests to nonsense", "epcscf: {guests: {destinations: ['a b']}}\n", `error wicgate.yaml:1: epcscf.guests.destinations: destination "a b": want a user`},
@@ -92,6 +95,8 @@ func TestReview(t *testing.T) {
 		{"plain media", "imsagw: {core: {bind: 8.8.8.8}}\n", "warning wicgate.yaml:1: imsagw.core.bind: 8.8.8.8 is a public address, and media to the core are plain RTP"},
 		{"gateway out of the relay's reach", open + "listen_tcp: []}\n", "error imsagw.access.bind: the gateway's media are on loopback (127.0.0.1) and relayed addresses are on 198.51.100.1"},
 		{"plain bus", "bus: {url: 'nats://8.8.8.8:4222'}\n", "error wicgate.yaml:1: bus.url: nats://8.8.8.8:4222 is plain NATS across a public address"},
+		{"one plain bus of several", "bus: {url: 'tls://10.0.0.1:4222, nats://8.8.8.8:4222'}\n", "error wicgate.yaml:1: bus.url: nats://8.8.8.8:4222 is plain NATS across a public address"},
+		{"buses for everybody", "bus: {url: 'nats://10.0.0.1:4222,nats://10.0.0.2:4222'}\n", "warning bus.nkey: is empty"},
 		{"bus for everybody", "bus: {url: 'nats://10.0.0.1:4222'}\n", "warning bus.nkey: is empty"},
 		{"public observer", "admin: {listen: '8.8.8.8:9090'}\n", "warning wicgate.yaml:1: admin.listen: 8.8.8.8:9090 is a public address"},
 	} {
@@ -127,6 +132,23 @@ func TestReviewGoesByRoles(t *testing.T) {
 	}
 }
 
+// A password in the address of the bus is shown nowhere, however the address is written.
+func TestSettingsHidePasswords(t *testing.T) {
+	for _, url := range []string{"nats://node:hunter2@10.0.0.1:4222,nats://node:hunter2@10.0.0.2:4222", "nats://node:hunter2@10.0.0.1:x", "nats://hunter2@10.0.0.1"} {
+		f := loadText(t, "bus: {url: '"+url+"'}\n")
+		for _, s := range f.Settings() {
+			if strings.Contains(s.Value, "hunter2") {
+				t.Errorf("%s shows the password of %s: %s", s.Key, url, s.Value)
+			}
+		}
+		for _, r := range f.Review(allRoles) {
+			if strings.Contains(r.String(), "hunter2") {
+				t.Errorf("%v", r)
+			}
+		}
+	}
+}
+
 func TestSettings(t *testing.T) {
 	f := loadText(t, "bus:\n  url: nats://node:hunter2@10.0.0.1:4222\nturn:\n  open: [192.0.2.0/24 1024-2048]\n")
 	got := map[string]Setting{}
@@ -137,7 +159,7 @@ func TestSettings(t *testing.T) {
 		}
 	}
 	for _, want := range []Setting{
-		{"bus.url", "nats://node:xxxxx@10.0.0.1:4222", 2}, {"turn.open", "[192.0.2.0/24 1024-2048]", 4}, {"turn.grace_max", "12h", 0},
+		{"bus.url", "nats://xxxxx@10.0.0.1:4222", 2}, {"turn.open", "[192.0.2.0/24 1024-2048]", 4}, {"turn.grace_max", "12h", 0},
 		{"turn.relay.ports", "49152-65535", 0}, {"turn.relay.advertise", `""`, 0}, {"log.level", "info", 0}, {"admin.listen", `""`, 0},
 		{"turn.listen", "[127.0.0.1:3478]", 0}, {"epcscf.core_trusted", "true", 0}, {"https.certificate", `""`, 0},
 	} {

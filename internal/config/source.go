@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"net/url"
 	"reflect"
 	"strings"
 	"time"
@@ -105,8 +104,8 @@ type Setting struct {
 	Line  int    `json:"line,omitempty"` // that sets it; 0: the default
 }
 
-// Settings are all keys in the order of the file wicgate.yaml. A password in a URL is left out; other
-// secrets are in files of their own.
+// Settings are all keys in the order of the file wicgate.yaml. Users, passwords and tokens in URLs are left
+// out; other secrets are in files of their own.
 func (f *File) Settings() (out []Setting) {
 	var walk func(v reflect.Value, prefix string)
 	walk = func(v reflect.Value, prefix string) {
@@ -131,13 +130,10 @@ func (f *File) Settings() (out []Setting) {
 func show(v any) string {
 	switch x := v.(type) {
 	case string:
-		if u, err := url.Parse(x); err == nil && u.User != nil {
-			return u.Redacted()
-		}
 		if x == "" {
 			return `""`
 		}
-		return x
+		return hide(x)
 	case Duration:
 		return duration(time.Duration(x))
 	case Ports:
@@ -146,6 +142,8 @@ func show(v any) string {
 		return x.Prefix.String() + " " + x.Ports.String()
 	case Level:
 		return x.String()
+	case Tenant:
+		return x.Name
 	case AddrPort:
 		if x == (AddrPort{}) {
 			return `""`
@@ -165,6 +163,18 @@ func show(v any) string {
 		return "[" + strings.Join(list, ", ") + "]"
 	}
 	return fmt.Sprint(v)
+}
+
+// hide leaves out users, passwords and tokens of a list of URLs.
+func hide(urls string) string {
+	list := strings.Split(urls, ",")
+	for i, u := range list {
+		scheme, rest, ok := strings.Cut(u, "://")
+		if at := strings.LastIndexByte(rest, '@'); ok && at >= 0 {
+			list[i] = scheme + "://xxxxx" + rest[at:]
+		}
+	}
+	return strings.Join(list, ",")
 }
 
 // duration leaves out zeros: 12h, not 12h0m0s.

@@ -65,6 +65,8 @@ type converter struct {
 
 	open, closed []netip.Prefix
 	quota        int // 0: the default
+	total        int // turn.quota_total; 0: none
+	rate, rates  int // turn.rates, allocation and total, in bits a second; 0: none
 	users        []user
 	secrets      []secret.Bytes
 	proxied      int // tcp-proxy-port; 0: none
@@ -571,16 +573,23 @@ func (c *converter) quotas() {
 		}
 		c.note(Took, line, "user-quota", "turn.quota: %s%d", where, n)
 	}
-	if n, line, where := limit("total-quota"); n > 0 {
-		c.note(Lost, line, "total-quota", "%s%d: no limit of allocations of the whole server but the ports of turn.relay (%d) and memory; \"wicgate check\" tells how many it can carry", where, n, ports)
-	} else if line > 0 {
-		c.note(Moot, line, "total-quota", "0 is no limit")
-	}
-	if !c.o.is("no-dynamic-realms") {
-		for _, l := range c.db.Limits {
-			if l.Realm == c.realm && l.Name == "max-bps" {
-				c.note(Lost, 0, "max-bps", "of the database: %s", options["max-bps"].why)
-			}
+	for _, l := range []struct {
+		name, key string
+		to        *int
+		times     int
+		text      string
+	}{
+		{"total-quota", "turn.quota_total", &c.total, 1, ""},
+		// turnserver counts bytes, of each direction by itself; ours are the bits of both.
+		{"max-bps", "turn.rates.allocation", &c.rate, 16, " bits a second, both directions together, where turnserver counts bytes of each"},
+		{"bps-capacity", "turn.rates.total", &c.rates, 16, " bits a second, both directions together; what is beyond is dropped, where turnserver gives each new session a share and refuses the next"},
+	} {
+		n, line, where := limit(l.name)
+		*l.to = n * l.times
+		if n > 0 {
+			c.note(Took, line, l.name, "%s: %s%d%s", l.key, where, *l.to, l.text)
+		} else if line > 0 {
+			c.note(Moot, line, l.name, "0 is no limit")
 		}
 	}
 	if n, line := c.number("max-allocate-lifetime", 3600, 0, 1<<31-1); line > 0 && n != 3600 {
@@ -640,8 +649,6 @@ func (c *converter) others() {
 		switch {
 		case of.fate == moot:
 			c.note(Moot, s.line, s.name, "%s", of.why)
-		case s.value == "0": // max-bps, bps-capacity
-			c.note(Moot, s.line, s.name, "0 is no limit")
 		default:
 			c.note(Lost, s.line, s.name, "%s", of.why)
 		}

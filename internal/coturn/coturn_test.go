@@ -88,7 +88,7 @@ func TestGuides(t *testing.T) {
 }
 
 // awaits are keys that the configuration's parser is still to learn; a key that it knows fails here.
-var awaits = []string{"users", "channel_numbers", "mobility", "dtls", "relay"}
+var awaits = []string{"mobility", "dtls", "relay"}
 
 // TestAwaits: the table shrinks when the parser grows.
 func TestAwaits(t *testing.T) {
@@ -127,6 +127,11 @@ func accepted(t testing.TB, r Result) *config.File {
 			t.Errorf("secrets: %v", err)
 		}
 	}
+	if !r.Users.IsZero() {
+		if _, err := keyring.OpenUsers(write(FileUsers, string(r.Users.Expose())), f.TURN.Name); err != nil {
+			t.Errorf("users: %v", err)
+		}
+	}
 	return f
 }
 
@@ -163,7 +168,7 @@ func TestEachOptionIsAnswered(t *testing.T) {
 	}
 	values := map[string]string{
 		"listening-ip": "192.0.2.1", "relay-ip": "192.0.2.1", "external-ip": "192.0.2.1", "aux-server": "192.0.2.1:3000", "listening-port": "3000", "tls-listening-port": "3001",
-		"min-port": "5000", "max-port": "6000", "denied-peer-ip": "45.0.0.1", "allowed-peer-ip": "10.0.0.1", "user": "a:b", "user-quota": "9", "total-quota": "9",
+		"min-port": "5000", "max-port": "6000", "denied-peer-ip": "45.0.0.1", "allowed-peer-ip": "10.0.0.1", "user": "a:b", "user-quota": "9", "total-quota": "9", "max-bps": "9", "bps-capacity": "9",
 		"static-auth-secret": "0123456789abcdef", "prometheus-port": "9000", "prometheus-address": "127.0.0.1", "max-allocate-lifetime": "9", "log-min-level": "warn",
 	}
 	// What an option is read with.
@@ -358,7 +363,7 @@ func TestDatabase(t *testing.T) {
 	}{
 		{"users", "realm=north.gov\nlt-cred-mech\nuserdb=/x\n", place,
 			[]string{"bc807ee29df3c9ffa736523fb2c4e8ee - ninefingers\n", "7da2270ccfa49786e0115366d3a3d14d - gorst\n", `"broken": a key is 32`, "a name of 10 bytes", "172.17.13.200/32 1024-65535", "45.1.0.0/16", "quota: 50",
-				"12000: no limit of allocations", `another realm, "crinna.org"`, "1 key (union)", "taken over     3: userdb: read: a test", "2 users without a password that is known", "2 rows", "no limit of bits"},
+				"quota_total: 12000", "allocation: 8000000", `another realm, "crinna.org"`, "1 key (union)", "taken over     3: userdb: read: a test", "2 users without a password that is known", "2 rows"},
 			[]string{"whirrun", "172.17.13.202", "45.2", "secret of"}},
 		{"secrets", "realm=north.gov\nuse-auth-secret\n", place, []string{"\na secret of the north\n", "a secret of 5 bytes is left out", "4 users: turnserver does not look at users"}, []string{"ninefingers", "secret of the south", "-- turn-users"}},
 		{"the other realm", "realm=north.gov\n", Place{Realm: "crinna.org", Dir: "/etc"}, []string{"name: crinna.org", "6972e85e51f36e53b0b61759c5a5219a - whirrun", "45.2.0.0/16", "quota: 7"}, []string{"gorst", "45.1."}},

@@ -88,8 +88,7 @@ var options = map[string]option{
 
 	// Quotas and lives.
 	"user-quota": {text, taken, ""}, "total-quota": {text, taken, ""},
-	"max-bps":               {text, missing, "no limit of bits per second of an allocation"},
-	"bps-capacity":          {text, missing, "no limit of bits per second of the server; shape the interface (tc), and \"wicgate check\" tells what the machine can carry"},
+	"max-bps": {text, taken, ""}, "bps-capacity": {text, taken, ""},
 	"max-allocate-lifetime": {text, taken, ""}, "channel-lifetime": {text, moot, whyTimers}, "permission-lifetime": {text, moot, whyTimers},
 	"max-allocate-timeout":  {text, moot, "a TCP or TLS connection without an allocation is closed by timers of its own"},
 	"drain-min-allocations": {text, missing, "\"wicgate drain\" waits for all, by age"},

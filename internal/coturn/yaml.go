@@ -108,6 +108,18 @@ func (c *converter) yaml() string {
 	if c.quota > 0 {
 		line("  # user-quota.\n  quota: %d", c.quota)
 	}
+	if c.total > 0 {
+		line("  # total-quota.\n  quota_total: %d", c.total)
+	}
+	if c.rate+c.rates > 0 {
+		line("  # max-bps, bps-capacity: 16 times, for bits of both directions.\n  rates:")
+		if c.rate > 0 {
+			line("    allocation: %d", c.rate)
+		}
+		if c.rates > 0 {
+			line("    total: %d", c.rates)
+		}
+	}
 	if len(c.secrets) > 0 {
 		line("  # static-auth-secret, turn_secret.\n  secrets: %s", scalar(filepath.Join(c.place.Dir, FileSecrets)))
 	}

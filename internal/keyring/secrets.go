@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,30 +25,15 @@ const (
 // make, a file that is not there is made with one of 256 random bits. A file that others than its
 // owner may read or write is refused.
 func OpenSecrets(path string, make bool) ([]secret.Bytes, error) {
-	f, err := os.Open(path)
+	b, err := readPrivate(path, maxSecretFile)
 	if errors.Is(err, fs.ErrNotExist) && make {
 		if err := makeSecrets(path); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
 		}
-		f, err = os.Open(path)
+		b, err = readPrivate(path, maxSecretFile)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil {
-		return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
-	} else if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("keyring: %s is no regular file", path)
-	} else if st.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("keyring: %s may be read or written by others (mode %#o)\n  hint: chmod 600 %s", path, st.Mode().Perm(), path)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
-	}
-	if len(b) > maxSecretFile {
-		return nil, fmt.Errorf("keyring: %s is longer than %d bytes", path, maxSecretFile)
 	}
 	var list []secret.Bytes
 	for i, line := range bytes.Split(b, []byte{'\n'}) {

@@ -101,8 +101,10 @@ type Conn struct {
 	net.Conn // *tls.Conn or plain
 	TLS      bool
 	Protocol string // agreed by ALPN, "" = none
-	Listener int    // index in Addrs
-	Remote   netip.AddrPort
+	// ServerName is what the client asked for by SNI (RFC 6066 §3), "" = none.
+	ServerName string
+	Listener   int // index in Addrs
+	Remote     netip.AddrPort
 
 	raw net.Conn // below TLS; nil = Conn
 }
@@ -349,7 +351,8 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 			}
 			return refusedTLS, err
 		}
-		c.Conn, c.TLS, c.Protocol = t, true, t.ConnectionState().NegotiatedProtocol
+		state := t.ConnectionState()
+		c.Conn, c.TLS, c.Protocol, c.ServerName = t, true, state.NegotiatedProtocol, state.ServerName
 	case first != 22 && s.cfg.Plain(first):
 		c.Conn = p
 	default:

@@ -47,7 +47,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	if c.cfg.RelayIPv6 {
 		ours, other = other, ours
 	}
-	create := answer{id: r.msg.TransactionID(), sha256: r.msg.HasIntegritySHA256(), fingerprint: r.msg.HasFingerprint()}
+	create := answer{id: r.msg.TransactionID(), sha256: r.msg.HasIntegritySHA256(), fingerprint: r.msg.HasFingerprint(), counter: r.echo()}
 	switch {
 	case r.family != nil && r.additional != nil:
 		c.fail(r, out, 400, CauseBadRequest, nil)
@@ -96,7 +96,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		return
 	}
 	// 10. Quota, by the pseudonym and not by USERNAME, of which each token is a new one.
-	if len(c.owners[r.cred.owner]) >= c.cfg.Quota {
+	if r.tenant.count(r.cred.owner) >= r.tenant.Quota {
 		c.fail(r, out, 486, CauseQuota, nil)
 		return
 	}
@@ -108,7 +108,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 508, CauseBlind, nil)
 		return
 	}
-	if len(c.ids) >= c.cfg.MaxAllocations {
+	if len(c.ids) >= c.cfg.MaxAllocations || r.tenant.allocations >= r.tenant.QuotaTenant {
 		c.fail(r, out, 508, CauseCapacity, nil)
 		return
 	}
@@ -126,7 +126,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
-	c.owners[a.owner] = append(c.owners[a.owner], a)
+	r.tenant.add(a)
 	heap.Push(&c.queue, a)
 	out.Actions = append(out.Actions, Action{Kind: Open, ID: a.id, Even: even, Tuple: a.tuple})
 }
@@ -178,6 +178,7 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 	if a.created.otherFamily != 0 {
 		m = stun.AppendAddressErrorCode(m, a.created.otherFamily, 440)
 	}
+	m = appendCounter(m, a.created.counter)
 	c.finish(out, a.tuple, m, key, a.created.sha256, a.created.fingerprint)
 }
 

@@ -24,6 +24,7 @@ type allocation struct {
 	tuple   Tuple
 	state   state
 	owner   string
+	books   *owner // the tenant's, of owner
 	created answer // the Allocate, to answer it and its retransmissions
 
 	relay   any
@@ -42,6 +43,7 @@ type allocation struct {
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
 	traffic     Traffic
+	meter       meter
 }
 
 // answer is what is needed to answer an Allocate later, or again.
@@ -50,6 +52,7 @@ type answer struct {
 	lifetime    time.Duration
 	sha256      bool
 	fingerprint bool
+	counter     []byte // TRANSACTION_TRANSMIT_COUNTER of the answer, nil = none
 	otherFamily byte // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
 }
 
@@ -110,16 +113,19 @@ func (a *allocation) sweep(now time.Time) {
 // RFC 7635 §4.1.1's cap at the token's own life is what Strict does.
 func (c *Core) hardEnd(cred *credential, extended time.Time) time.Time {
 	end := cred.ends
-	if c.cfg.Policy == Strict {
+	if end.IsZero() {
+		return time.Unix(1<<37, 0) // a static user's, far away; removed from the file, Recheck ends it
+	}
+	if cred.tenant.Policy == Strict {
 		return end
 	}
-	if c.cfg.Policy == Session && !extended.IsZero() && !c.blind {
+	if cred.tenant.Policy == Session && !extended.IsZero() && !c.blind {
 		if extended.After(end) {
 			end = extended
 		}
 		return end.Add(SessionSlack)
 	}
-	return end.Add(c.cfg.GraceMax)
+	return end.Add(cred.tenant.GraceMax)
 }
 
 // grant returns the lifetime for an allocation under cred that asks for the value v of LIFETIME, nil

@@ -65,19 +65,19 @@ func FuzzClient(f *testing.F) {
 		proven := map[string]bool{} // owners that have shown a credential
 		check := func() {
 			w.invariants()
-			for o := range w.core.owners {
+			for o := range w.core.tenants[0].owners {
 				if !proven[o] {
 					t.Fatalf("state for %q, who has not authenticated", o)
 				}
 			}
 			for _, a := range w.core.ids {
 				for addr := range a.permissions {
-					if w.core.allowAddr(addr) != nil {
+					if w.core.allowAddr(w.core.tenants[0], addr) != nil {
 						t.Fatalf("permission for %v", addr)
 					}
 				}
 				for _, ch := range a.channels {
-					if w.core.allow(ch.peer) != nil {
+					if w.core.allow(w.core.tenants[0], ch.peer) != nil {
 						t.Fatalf("channel for %v", ch.peer)
 					}
 				}
@@ -87,7 +87,7 @@ func FuzzClient(f *testing.F) {
 					continue
 				}
 				al := w.core.ids[a.ID]
-				if al == nil || !al.permitted(a.Peer.Addr(), w.now) || w.core.allow(a.Peer) != nil {
+				if al == nil || !al.permitted(a.Peer.Addr(), w.now) || w.core.allow(w.core.tenants[0], a.Peer) != nil {
 					t.Fatalf("a packet leaves for %v", a.Peer)
 				}
 			}
@@ -154,7 +154,7 @@ func FuzzClient(f *testing.F) {
 				o := owners[p.byte()&1]
 				w.core.Revoke(w.now, o, &w.out)
 				w.act(Tuple{})
-				if len(w.core.owners[o]) != 0 {
+				if w.core.tenants[0].count(o) != 0 {
 					t.Fatal("revoked, and still there")
 				}
 				check()

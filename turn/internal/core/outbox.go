@@ -93,6 +93,8 @@ const (
 	CauseTooLong
 	CauseRevoked
 	CauseBlind
+	CauseUnknownUser
+	CauseRate
 	NumCauses = iota
 )
 
@@ -126,6 +128,8 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseChannel:          {"channel", "channel is not bound"},
 	CauseTooLong:          {"too_long", "packet too long to wrap"},
 	CauseRevoked:          {"revoked", "session of the credential has been revoked"},
+	CauseUnknownUser:      {"unknown_user", "no user of that name or hash"},
+	CauseRate:             {"rate", "more than the rate of the allocation, its pseudonym or its tenant"},
 	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
 }
 

@@ -8,19 +8,19 @@ import (
 	"wicgate/internal/wire/stun"
 )
 
-// allowAddr asks the policy about an address for CreatePermission.
-func (c *Core) allowAddr(addr netip.Addr) error {
-	err := c.cfg.Peers.AllowAddr(addr)
+// allowAddr asks the tenant's policy about an address for CreatePermission.
+func (c *Core) allowAddr(t *tenant, addr netip.Addr) error {
+	err := t.Peers.AllowAddr(addr)
 	if errors.Is(err, peerpolicy.ErrOwnRelay) {
 		return nil // a relay address is in use: the asker's own. Each packet is asked about with its port.
 	}
 	return err
 }
 
-// allow asks the policy about a peer. A relay address of our own is one while it is allocated; the
+// allow asks the tenant's policy about a peer. A relay address of our own is one while it is allocated; the
 // permission of its own client is asked for where the packet arrives.
-func (c *Core) allow(peer netip.AddrPort) error {
-	err := c.cfg.Peers.Allow(peer)
+func (c *Core) allow(t *tenant, peer netip.AddrPort) error {
+	err := t.Peers.Allow(peer)
 	if err != nil && errors.Is(err, peerpolicy.ErrOwnRelay) && c.relays[peer] != nil {
 		return nil
 	}
@@ -49,7 +49,7 @@ func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
 			c.fail(r, out, 443, CauseFamily, nil)
 			return
 		}
-		if err := c.allowAddr(peer.Addr()); err != nil {
+		if err := c.allowAddr(r.tenant, peer.Addr()); err != nil {
 			c.refusedPeer(r, out, peer, err)
 			return
 		}
@@ -79,8 +79,12 @@ func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
 
 // channelBind handles an authenticated ChannelBind request (RFC 8656 §12.2).
 func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
+	highest := uint16(stun.MaxChannel)
+	if c.cfg.ChannelNumbers5766 {
+		highest = stun.MaxChannel5766
+	}
 	number, err := stun.ParseChannelNumber(r.channel)
-	if err != nil || number < stun.MinChannel || number > stun.MaxChannel {
+	if err != nil || number < stun.MinChannel || number > highest {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
@@ -93,7 +97,7 @@ func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 443, CauseFamily, nil)
 		return
 	}
-	if err := c.allow(peer); err != nil {
+	if err := c.allow(r.tenant, peer); err != nil {
 		c.refusedPeer(r, out, peer, err)
 		return
 	}

@@ -383,7 +383,7 @@ func TestCutRequests(t *testing.T) {
 				t.Errorf("%v: %d bytes with their length: %v", s, n, r)
 			}
 		}
-		if w.core.Allocations() != 0 || len(w.core.owners) != 0 || w.port != 49152 {
+		if w.core.Allocations() != 0 || len(w.core.tenants[0].owners) != 0 || w.port != 49152 {
 			t.Fatalf("%v: a cut request made state", s)
 		}
 		if r := w.packet(alice, whole); !r.ok || r.code != 0 {

@@ -64,8 +64,12 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 		c.refuse(out, CauseNoPermission, nil)
 		return
 	}
-	if err := c.allow(peer); err != nil {
+	if err := c.allow(a.cur.tenant, peer); err != nil {
 		c.refuse(out, CausePeer, err)
+		return
+	}
+	if !a.within(now, len(data)) {
+		c.refuse(out, CauseRate, nil)
 		return
 	}
 	a.traffic.SentPackets++
@@ -93,8 +97,12 @@ func (c *Core) FromPeer(now time.Time, id ID, peer netip.AddrPort, buf []byte, n
 		c.refuse(out, CauseNoPermission, nil)
 		return
 	}
-	if err := c.allow(peer); err != nil {
+	if err := c.allow(a.cur.tenant, peer); err != nil {
 		c.refuse(out, CausePeer, err)
+		return
+	}
+	if !a.within(now, n) {
+		c.refuse(out, CauseRate, nil)
 		return
 	}
 	var m []byte

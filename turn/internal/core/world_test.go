@@ -3,6 +3,7 @@ package core
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"net/netip"
 	"testing"
 	"time"
@@ -42,8 +43,11 @@ type world struct {
 func newWorld(t testing.TB, change ...func(*Config)) *world {
 	w := &world{t: t, now: time.Now().Round(time.Second), ring: keyring.New(realm), h: stun.NewHasher(), port: 49152}
 	cfg := Config{
-		Name: realm, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
-		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999}),
+		Tenant: Tenant{
+			Name: realm, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, QuotaTenant: 1000,
+			Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999}),
+		},
+		MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -78,24 +82,30 @@ func (w *world) issue(s shape, pseudonym string, at time.Time, life time.Duratio
 
 func (w *world) issueUnder(ring *keyring.Ring, s shape, kid string, at time.Time, life time.Duration) cred {
 	w.t.Helper()
+	return w.issueFor(realm, realm, ring, s, kid, at, life)
+}
+
+// issueFor makes a token for the server name, for a client that is challenged with REALM asked.
+func (w *world) issueFor(name, asked string, ring *keyring.Ring, s shape, kid string, at time.Time, life time.Duration) cred {
+	w.t.Helper()
 	k, f, _, ok := ring.Key(kid)
 	if !ok {
 		w.t.Fatalf("no key for kid %q", kid)
 	}
 	mac := token.NewMACKey()
-	tok, err := token.Seal(f, k, realm, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(at), Lifetime: life})
+	tok, err := token.Seal(f, k, name, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(at), Lifetime: life})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return shaped(s, kid, tok, mac)
+	return shaped(s, asked, kid, tok, mac)
 }
 
-func shaped(s shape, kid string, tok []byte, mac secret.Bytes) cred {
+func shaped(s shape, realm, kid string, tok []byte, mac secret.Bytes) cred {
 	if s == inToken {
 		return cred{username: kid, realm: realm, key: mac.Expose(), token: tok}
 	}
 	user := token.AppendUsername(nil, kid, tok)
-	key := stun.LongTermKey(user, []byte(realm), token.Credential(mac).Expose())
+	key := stun.MD5.Key(user, []byte(realm), token.Credential(mac).Expose())
 	return cred{username: string(user), realm: realm, key: key[:]}
 }
 
@@ -328,36 +338,57 @@ func (w *world) call(t Tuple, c cred) {
 	w.want(w.ask(t, c, stun.CreatePermission, peer(gateway)), 0)
 }
 
+// owned are the allocations in the books of all tenants.
+func (w *world) owned() iter.Seq[*allocation] {
+	return func(yield func(*allocation) bool) {
+		for _, t := range w.core.tenants {
+			n := 0
+			for _, o := range t.owners {
+				if len(o.allocations) == 0 {
+					w.t.Fatal("an owner without allocations is kept")
+				}
+				n += len(o.allocations)
+				for _, a := range o.allocations {
+					if !yield(a) {
+						return
+					}
+				}
+			}
+			if n != t.allocations {
+				w.t.Fatalf("tenant %s counts %d allocations and has %d", t.Name, t.allocations, n)
+			}
+		}
+	}
+}
+
 // invariants checks that the Core's tables agree.
 func (w *world) invariants() {
 	w.t.Helper()
 	c := w.core
 	owned, opened := 0, 0
-	for o, list := range c.owners {
-		if len(list) == 0 || len(list) > c.cfg.Quota {
-			w.t.Fatalf("owner %q has %d allocations", o, len(list))
+	for a := range w.owned() {
+		owned++
+		if o := a.cur.tenant.owners[a.owner]; o != a.books || len(o.allocations) > a.cur.tenant.Quota {
+			w.t.Fatalf("owner %q is not in order", a.owner)
 		}
-		owned += len(list)
-		for _, a := range list {
-			if c.ids[a.id] != a || c.tuples[a.tuple] != a || a.owner != o || a.cur == nil || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
-				w.t.Fatalf("allocation %d is not in order", a.id)
+		if c.ids[a.id] != a || c.tuples[a.tuple] != a || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
+			w.t.Fatalf("allocation %d is not in order", a.id)
+		}
+		if len(a.permissions) > c.cfg.MaxPermissions || len(a.channels) > c.cfg.MaxChannels || len(a.channels) != len(a.byPeer) {
+			w.t.Fatalf("%d permissions, %d channels, %d by peer", len(a.permissions), len(a.channels), len(a.byPeer))
+		}
+		for n, ch := range a.channels {
+			if ch.number != n || a.byPeer[ch.peer] != ch {
+				w.t.Fatalf("channel %04x is not one to one", n)
 			}
-			if len(a.permissions) > c.cfg.MaxPermissions || len(a.channels) > c.cfg.MaxChannels || len(a.channels) != len(a.byPeer) {
-				w.t.Fatalf("%d permissions, %d channels, %d by peer", len(a.permissions), len(a.channels), len(a.byPeer))
-			}
-			for n, ch := range a.channels {
-				if ch.number != n || a.byPeer[ch.peer] != ch {
-					w.t.Fatalf("channel %04x is not one to one", n)
-				}
-			}
-			if end := c.hardEnd(a.cur, a.extended); a.state == open && a.expires.After(end) {
-				w.t.Fatalf("allocation lives %v beyond its credential's end", a.expires.Sub(end))
-			}
-			if a.state == open {
-				opened++
-				if c.relays[a.relayed] != a {
-					w.t.Fatal("relayed address is not found")
-				}
+		}
+		if end := c.hardEnd(a.cur, a.extended); a.state == open && a.expires.After(end) {
+			w.t.Fatalf("allocation lives %v beyond its credential's end", a.expires.Sub(end))
+		}
+		if a.state == open {
+			opened++
+			if c.relays[a.relayed] != a {
+				w.t.Fatal("relayed address is not found")
 			}
 		}
 	}
