@@ -64,9 +64,10 @@ type converter struct {
 	ports  [2]int
 
 	open, closed []netip.Prefix
-	quota        int // 0: the default
-	total        int // turn.quota_total; 0: none
-	rate, rates  int // turn.rates, allocation and total, in bits a second; 0: none
+	shut         bool // too much is closed to say it: nothing public is open
+	quota        int  // 0: the default
+	total        int  // turn.quota_total; 0: none
+	rate, rates  int  // turn.rates, allocation and total, in bits a second; 0: none
 	users        []user
 	secrets      []secret.Bytes
 	proxied      int // tcp-proxy-port; 0: none
@@ -181,7 +182,7 @@ func (c *converter) listeners() {
 	port, portLine := c.number("listening-port", 3478, 1, 65535)
 	tlsPort, tlsLine := c.number("tls-listening-port", 5349, 1, 65535)
 	var ips []netip.Addr
-	named := c.o.all("listening-ip")
+	named := c.addresses("listening-ip")
 	for _, s := range named {
 		if a, ok := c.address(s, s.value); ok && !slices.Contains(ips, a) {
 			ips = append(ips, a)
@@ -215,7 +216,7 @@ func (c *converter) listeners() {
 	for _, a := range ips {
 		serve(a, port, tlsPort)
 	}
-	for _, s := range c.o.all("aux-server") {
+	for _, s := range c.addresses("aux-server") {
 		a, err := netip.ParseAddrPort(s.value)
 		if err != nil || a.Port() == 0 || a.Addr().Zone() != "" {
 			c.note(Decide, s.line, s.name, "%q is not ip:port", s.value)
@@ -276,7 +277,7 @@ func (c *converter) relaying() {
 	}
 	public := map[netip.Addr]netip.Addr{} // by private address
 	var bare []setting
-	for _, s := range c.o.all("external-ip") {
+	for _, s := range c.addresses("external-ip") {
 		pub, priv, two := strings.Cut(s.value, "/")
 		a, ok := c.address(s, strings.TrimSpace(pub))
 		if !ok {
@@ -296,7 +297,7 @@ func (c *converter) relaying() {
 
 	var from []netip.Addr
 	named := true
-	for _, s := range c.o.all("relay-ip") {
+	for _, s := range c.addresses("relay-ip") {
 		if a, ok := c.address(s, s.value); ok && !slices.Contains(from, a) {
 			from = append(from, a)
 			c.took(s, "turn.relay: bind %v", a)
@@ -440,6 +441,9 @@ func (c *converter) told() {
 	c.note(Differs, 0, "turn.urls", "turnserver has no such list. It is what wicgate's own portal tells browsers, by the name %s, which need not be the host's; where clients are told by something else (Synapse, Prosody, Nextcloud), that stays as it is", host)
 }
 
+// maxRanges bounds the lists of peers, which each permission is looked up in. A range is some 5 prefixes, 254 at most.
+const maxRanges = 1000
+
 // peers reads what clients may reach.
 func (c *converter) peers() {
 	var denied, allowed []span
@@ -472,6 +476,11 @@ func (c *converter) peers() {
 		}
 	}
 	denied, allowed = union(denied), union(allowed)
+	if len(denied)+len(allowed) > maxRanges {
+		c.shut = true
+		c.note(Decide, 0, "denied-peer-ip", "%d ranges, more than the %d that are taken. turn.profile is ims, so that nothing public is open, until you choose general and name in turn.closed what stays closed", len(denied)+len(allowed), maxRanges)
+		return
+	}
 
 	// turnserver: what is allowed is allowed, whatever is denied. Here what is closed is closed, so that
 	// what is allowed is left out of it.
@@ -679,7 +688,9 @@ func (c *converter) others() {
 
 // defaults tells what differs whatever the file says.
 func (c *converter) defaults() {
-	c.note(Differs, 0, "turn.profile", "general: public addresses alone. turnserver lets clients reach private ones (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10) unless denied-peer-ip names them; here turn.open must")
+	if !c.shut {
+		c.note(Differs, 0, "turn.profile", "general: public addresses alone. turnserver lets clients reach private ones (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10) unless denied-peer-ip names them; here turn.open must")
+	}
 	c.note(Differs, 0, "turn.credentials", "session: an allocation ends with its credential and grace_max, 12h; turnserver refreshes an allocation for ever once it is made")
 	switch s, ok := c.o.last("stale-nonce"); {
 	case ok:

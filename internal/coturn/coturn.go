@@ -107,6 +107,19 @@ func printable(s string) string {
 	return s[:end] + "…"
 }
 
+// maxAddresses bounds how often an address may be given by one option, which each packet or start pays for.
+const maxAddresses = 64
+
+// addresses are the settings of an option that names an address, as many as are taken.
+func (c *converter) addresses(name string) []setting {
+	found := c.o.all(name)
+	if len(found) > maxAddresses {
+		c.note(Decide, found[maxAddresses].line, name, "more than %d of them; this one and what follows are left out", maxAddresses)
+		found = found[:maxAddresses]
+	}
+	return found
+}
+
 // all are the settings of the names.
 func (o Options) all(names ...string) (found []setting) {
 	for _, s := range o.settings {

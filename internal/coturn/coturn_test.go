@@ -336,6 +336,19 @@ func TestPeersAreNoMoreThanCoturns(t *testing.T) {
 	}
 }
 
+// TestTooMuch: lists without end make no server without end, and do not open what they close.
+func TestTooMuch(t *testing.T) {
+	var conf strings.Builder
+	for i := range 3000 {
+		fmt.Fprintf(&conf, "listening-ip=10.0.%d.%d\nrelay-ip=10.1.%d.%d\ndenied-peer-ip=45.%d.%d.1-45.%d.%d.200\n", i/256, i%256, i/256, i%256, i/256, i%256, i/256, i%256)
+	}
+	r := convert(t, conf.String(), Database{}, place)
+	f := accepted(t, r)
+	if f.TURN.Profile != "ims" || len(f.TURN.Listen) != maxAddresses || strings.Count(r.YAML, "bind:") != maxAddresses {
+		t.Errorf("%s, %d, %d", f.TURN.Profile, len(f.TURN.Listen), strings.Count(r.YAML, "bind:"))
+	}
+}
+
 // database is one of two realms.
 func database() Database {
 	s := func(t string) secret.Bytes { return secret.New([]byte(t)) }

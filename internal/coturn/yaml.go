@@ -91,8 +91,10 @@ func (c *converter) yaml() string {
 			line("      ports: %d-%d", c.ports[0], c.ports[1])
 		}
 	}
-	line("  # Public addresses may be reached; private ones only where open says so.")
-	line("  profile: general")
+	if !c.shut { // else ims, the default
+		line("  # Public addresses may be reached; private ones only where open says so.")
+		line("  profile: general")
+	}
 	if len(c.open) > 0 {
 		line("  # allowed-peer-ip.\n  open:")
 		for _, p := range c.open {

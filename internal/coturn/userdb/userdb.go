@@ -62,6 +62,7 @@ type program struct {
 	name, pkg string
 	args      []string // before the query
 	env       []string // beside that of this process
+	most      int      // bytes of an answer; 0 = maxOutput
 }
 
 // run starts the program with further arguments, and returns what it prints.
@@ -70,7 +71,10 @@ func (p program) run(ctx context.Context, args ...string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the program %s is not there, which reads it\n  hint: install it (Debian: apt-get install %s), or import where the database is", p.name, p.pkg)
 	}
-	out, said := bounded{left: maxOutput}, bounded{left: 64 << 10}
+	if p.most == 0 {
+		p.most = maxOutput
+	}
+	out, said := bounded{left: p.most}, bounded{left: 64 << 10}
 	cmd := exec.CommandContext(ctx, path, append(p.args[:len(p.args):len(p.args)], args...)...)
 	cmd.Env = append(append(os.Environ(), "LC_ALL=C"), p.env...)
 	cmd.Stdout, cmd.Stderr = &out, &said
@@ -78,18 +82,18 @@ func (p program) run(ctx context.Context, args ...string) ([]byte, error) {
 	err = cmd.Run()
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%s has not answered within %v: %w", p.name, patience, ctx.Err())
+		return nil, fmt.Errorf("%s has not answered in time (%v for a database): %w", p.name, patience, ctx.Err())
 	case out.full:
-		return nil, fmt.Errorf("%s prints more than %d bytes, which is no database of coturn's", p.name, maxOutput)
+		return nil, fmt.Errorf("%s prints more than %d bytes, which is no database of coturn's", p.name, p.most)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w: %s", p.name, err, said.text())
 	}
-	return out.Bytes(), nil
+	return out.b.Bytes(), nil
 }
 
-// bounded is a buffer that takes so much.
+// bounded is a buffer that takes so much. It does not embed one, whose ReadFrom would take all.
 type bounded struct {
-	bytes.Buffer
+	b    bytes.Buffer
 	left int
 	full bool
 }
@@ -102,7 +106,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 		return 0, errFull
 	}
 	b.left -= len(p)
-	return b.Buffer.Write(p)
+	return b.b.Write(p)
 }
 
 // text is what was said, in one line that a terminal can take.
@@ -112,7 +116,7 @@ func (b *bounded) text() string {
 			return ' '
 		}
 		return r
-	}, strings.ToValidUTF8(b.String(), "?"))
+	}, strings.ToValidUTF8(b.b.String(), "?"))
 	s = strings.Join(strings.Fields(s), " ")
 	return s[:min(len(s), maxComplaint)]
 }
