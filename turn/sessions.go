@@ -17,7 +17,7 @@ type Allocation struct {
 	Credential     string           `json:"credential"`
 	Client         netip.AddrPort   `json:"client"`
 	Transport      string           `json:"transport"` // udp, tcp or tls
-	Relayed        netip.AddrPort   `json:"relayed"`
+	Relayed        []netip.AddrPort `json:"relayed"`   // IPv4 first
 	Since          time.Time        `json:"since"`
 	Expires        time.Time        `json:"expires"`                  // a Refresh moves it
 	CredentialEnds time.Time        `json:"credential_ends,omitzero"` // never, if it is not there

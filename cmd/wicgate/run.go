@@ -19,6 +19,7 @@ import (
 	"wicgate/democore"
 	"wicgate/epcscf"
 	"wicgate/imsagw"
+	"wicgate/internal/acme"
 	"wicgate/internal/check"
 	"wicgate/internal/config"
 	"wicgate/internal/iq"
@@ -109,7 +110,8 @@ type house struct {
 
 	bus         *store.NATS
 	rings       *keyring.Ring
-	ca          *listen.CA // nil where a certificate is configured
+	ca          *listen.CA   // nil where a certificate is configured
+	acme        *acme.Client // nil: certificates are not got by ACME
 	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client      *http.Client
 	users       []waf.User // demo users, where there are any
@@ -139,11 +141,11 @@ func (h *house) build() error {
 		when  bool
 		build func(*http.ServeMux) error
 	}{
-		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "", h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "" || h.usesACME(), h.openBus},
 		{h.has("waf") || h.has("epcscf") || h.has("turn"), h.openNews},
 		{h.has("waf") || h.has("turn"), h.openKeys},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
-		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
+		{h.usesTLS(), h.openTrust},
 		{h.has("turn"), h.turn},
 		{h.has("imsagw"), h.imsagw},
 		{h.has("democore"), h.democore},
@@ -201,7 +203,12 @@ func (h *house) path(configured, name string) string {
 func (h *house) openTrust(*http.ServeMux) (err error) {
 	var pool *x509.CertPool // nil: the system's
 	c := h.file.HTTPS
-	if c.Certificate == "" {
+	switch {
+	case h.usesACME():
+		if err := h.openACME(); err != nil {
+			return err
+		}
+	case c.Certificate == "":
 		hosts := append([]string{c.URL.Host()}, h.file.TURN.SecureHosts()...)
 		if a := c.Listen.Addr(); a.IsLoopback() {
 			hosts = append(hosts, "localhost", a.String())
@@ -212,7 +219,7 @@ func (h *house) openTrust(*http.ServeMux) (err error) {
 			return err
 		}
 		pool, h.cert = h.ca.Pool(), h.ca.GetCertificate
-	} else {
+	default:
 		files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) { h.log.Error("certificate not reloaded; the old one stays", "error", err) })
 		if err != nil {
 			return err

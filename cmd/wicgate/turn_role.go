@@ -53,9 +53,10 @@ func (h *house) turn(*http.ServeMux) error {
 	}
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
-		Relay:  turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
+		Relays: relays(c.Relay),
 		Tenant: first, Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
+		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
 		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
 	if err != nil {
@@ -100,4 +101,11 @@ func (h *house) tenant(c config.Tenant) (t turn.Tenant, err error) {
 		t.Users = users
 	}
 	return t, nil
+}
+
+func relays(sides []config.Side) (out []turn.Relay) {
+	for _, s := range sides {
+		out = append(out, turn.Relay{Bind: s.Bind.Addr, Advertise: s.Public(), MinPort: s.Ports.First, MaxPort: s.Ports.Last})
+	}
+	return out
 }

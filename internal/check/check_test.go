@@ -301,7 +301,7 @@ func TestPorts(t *testing.T) {
 }
 
 func TestCapacity(t *testing.T) {
-	f := load(t, "turn: {relay: {ports: 50000-50999}}\nimsagw: {max_sessions: 400}\n")
+	f := load(t, "turn: {relay: [{bind: 127.0.0.1, ports: 50000-50499}, {bind: '::1', ports: 50000-50499}]}\nimsagw: {max_sessions: 400}\n")
 	first := func(m machine, name string) string {
 		t.Helper()
 		for _, r := range capacity(Input{File: f, Roles: roles}, m) {
@@ -319,7 +319,7 @@ func TestCapacity(t *testing.T) {
 		m          machine
 		name, want string
 	}{
-		{big, "TURN allocations", "1000 turn.relay.ports (50000-50999)"},
+		{big, "TURN allocations", "1000 turn.relay (ports 50000-50499, 50000-50499)"},
 		{big, "audio call legs", "400 imsagw.max_sessions"},
 		{big, "audio and video call legs", "250 imsagw.core.ports (41000-41999, 4 a leg)"},
 		{big, "WebSockets", "10000 the edge's own bound"},
@@ -327,7 +327,7 @@ func TestCapacity(t *testing.T) {
 		{machine{descriptors: 1024, memory: 64 << 30, udpMemory: 16 << 30}, "audio call legs", "298 open files (RLIMIT_NOFILE 1024)"},
 		{machine{descriptors: 1 << 20, memory: 12 << 20, udpMemory: 16 << 30}, "TURN allocations", "512 memory (12 MiB free, 24 KiB each)"},
 		{machine{descriptors: 1 << 20, memory: 64 << 30, udpMemory: 4 << 20}, "TURN allocations", "256 UDP buffers (net.ipv4.udp_mem, 4 MiB)"},
-		{machine{}, "TURN allocations", "1000 turn.relay.ports (50000-50999)"}, // a system that tells nothing
+		{machine{}, "TURN allocations", "1000 turn.relay (ports 50000-50499, 50000-50499)"}, // a system that tells nothing
 	} {
 		if got := first(c.m, c.name); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

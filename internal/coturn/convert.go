@@ -63,6 +63,8 @@ type converter struct {
 	relays []relay
 	ports  [2]int
 
+	natDiscovery bool
+
 	open, closed []netip.Prefix
 	shut         bool // too much is closed to say it: nothing public is open
 	quota        int  // 0: the default
@@ -225,6 +227,7 @@ func (c *converter) listeners() {
 		serve(a.Addr().Unmap(), int(a.Port()), int(a.Port()))
 		c.took(s, "one more address in turn.listen and turn.listen_tcp")
 	}
+	c.discovery(ips, port)
 	if portLine > 0 {
 		c.note(Took, portLine, "listening-port", "turn.listen, turn.listen_tcp, turn.urls")
 	}
@@ -256,6 +259,34 @@ func (c *converter) listeners() {
 	}
 	if len(c.listen)+len(c.tcp) == 0 {
 		c.note(Decide, 0, "turn.listen", "the file leaves no transport or no address; the default stays, which is this machine's loopback. Name addresses in turn.listen and turn.listen_tcp")
+	}
+}
+
+// discovery reads RFC 5780, for which turnserver takes two addresses of one family, and two ports.
+func (c *converter) discovery(ips []netip.Addr, port int) {
+	alt, altLine := c.number("alt-listening-port", 0, 0, 65535)
+	if alt == 0 {
+		alt = port + 1
+	}
+	s, ok := c.o.last("rfc5780")
+	switch two := len(ips) == 2 && ips[0].BitLen() == ips[1].BitLen() && !ips[0].IsUnspecified() && !ips[1].IsUnspecified(); {
+	case !ok || !s.on():
+		c.note(Differs, altLine, "turn.nat_discovery", "off; turnserver 4.6 answers NAT discovery (RFC 5780) where it has two addresses. Set it to on for clients that ask, with the ports %d and %d of both in turn.listen", port, alt)
+	case c.o.is("no-udp") || !two || alt == port || alt > 65535:
+		c.note(Decide, s.line, s.name, "NAT discovery wants two addresses of one family in turn.listen, each with the same two ports; then set turn.nat_discovery: on")
+	default:
+		c.natDiscovery = true
+		for _, a := range ips {
+			if p := netip.AddrPortFrom(a, uint16(alt)); !slices.Contains(c.listen, p) {
+				c.listen = append(c.listen, p)
+			}
+		}
+		c.took(s, "turn.nat_discovery: on, with the ports %d and %d of both addresses", port, alt)
+	}
+	if altLine > 0 && c.natDiscovery {
+		c.note(Took, altLine, "alt-listening-port", "turn.listen")
+	} else if altLine > 0 {
+		c.note(Moot, altLine, "alt-listening-port", "it is for NAT discovery, see there")
 	}
 }
 
@@ -551,7 +582,7 @@ func unopened(p netip.Prefix) string {
 
 // quotas reads limits.
 func (c *converter) quotas() {
-	ports := (c.ports[1] - c.ports[0] + 1)
+	ports := (c.ports[1] - c.ports[0] + 1) * max(1, len(c.relays))
 	const most, ours = 10000, 32
 	limit := func(name string) (n, line int, where string) {
 		n, line = c.number(name, 0, 0, 1<<31-1)
@@ -718,7 +749,6 @@ func (c *converter) defaults() {
 	if _, ok := c.o.last("min-port", "max-port"); !ok {
 		c.note(Differs, 0, "turn.relay", "ports 49152-65535, as turnserver's default; it is written out to be seen")
 	}
-	c.note(Differs, 0, "RFC 5780", "NAT behaviour discovery is off; turnserver 4.6 answers it where it has two addresses")
 }
 
 // channels is turn.channel_numbers.

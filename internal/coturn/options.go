@@ -55,8 +55,8 @@ var options = map[string]option{
 	"no-udp-relay": {toggle, missing, "UDP is what an allocation relays; a server for RFC 6062 alone is not offered"},
 	"no-tcp-relay": {toggle, taken, ""}, "mobility": {toggle, taken, ""}, "rfc5766-channel-numbers": {toggle, taken, ""},
 	"listening-device": {text, missing, whyRelay}, "relay-device": {text, missing, whyRelay},
-	"alt-listening-port": {text, missing, "NAT behaviour discovery is not imported; see the note on RFC 5780"}, "alt-tls-listening-port": {text, missing, "NAT behaviour discovery is not imported; see the note on RFC 5780"},
-	"rfc5780": {toggle, missing, "NAT behaviour discovery is not imported; see the note on RFC 5780"}, "no-rfc5780": {toggle, moot, "off unless asked for"},
+	"alt-listening-port": {text, taken, ""}, "alt-tls-listening-port": {text, missing, "NAT discovery (RFC 5780) is of UDP alone"},
+	"rfc5780": {toggle, taken, ""}, "no-rfc5780": {toggle, moot, "off unless turn.nat_discovery says on"},
 	"udp-self-balance": {toggle, missing, whyMove}, "alternate-server": {text, missing, whyMove}, "tls-alternate-server": {text, missing, whyMove},
 	"tcp-alternate-server": {text, missing, whyMove}, "udp-alternate-server": {text, missing, whyMove},
 	"multiplex-peer": {toggle, missing, whyMulti}, "multiplex-peer-port": {text, missing, whyMulti}, "multiplex-peer-max-peers": {text, missing, whyMulti},
@@ -71,7 +71,7 @@ var options = map[string]option{
 	"tlsv1": {toggle, missing, whyOldTLS}, "tlsv1_1": {toggle, missing, whyOldTLS}, "no-tlsv1": {toggle, moot, whyOldTLS}, "no-tlsv1_1": {toggle, moot, whyOldTLS},
 	"no-sslv2": {toggle, moot, whyOldTLS}, "no-sslv3": {toggle, moot, whyOldTLS},
 	"no-tlsv1_2":    {toggle, missing, "TLS 1.2 is always spoken beside 1.3; old browsers and libraries need it"},
-	"acme-redirect": {text, missing, "answer the challenge with the web server on port 80, or by DNS"},
+	"acme-redirect": {text, missing, "https.acme gets certificates itself; or answer the challenge with the web server on port 80"},
 
 	// Credentials.
 	"realm": {text, taken, ""}, "server-name": {text, taken, ""},

@@ -77,13 +77,15 @@ type Config struct {
 	Tenant
 	Others []Tenant // 0 to 65534 more
 
-	RelayIPv6 bool // the family of the relay addresses
+	Families byte // of the relay addresses: stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
 
 	MaxAllocations int
 	MaxPermissions int // per allocation
 	MaxChannels    int // per allocation
 	// ChannelNumbers5766 takes the channel numbers up to 0x7FFF of RFC 5766 too.
 	ChannelNumbers5766 bool
+
+	NATDiscovery *NATDiscovery // nil = off
 
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
 	ReplyBurst int
@@ -113,12 +115,14 @@ type Core struct {
 	hasher *stun.Hasher
 	budget *Budget
 
-	tuples  map[Tuple]*allocation
-	ids     map[ID]*allocation
-	relays  map[netip.AddrPort]*allocation // by relayed address
-	tenants []*tenant
-	queue   expiryQueue
-	lastID  ID
+	tuples   map[Tuple]*allocation
+	ids      map[ID]*allocation
+	relays   map[netip.AddrPort]*allocation    // by relayed address
+	locals   map[netip.AddrPort]netip.AddrPort // relayed addresses by the socket's own, where that is another
+	tenants  []*tenant
+	reserved []reservation // oldest first; bounded
+	queue    expiryQueue
+	lastID   ID
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	swept    time.Time            // when living was last looked through for what is over
@@ -134,7 +138,7 @@ type Core struct {
 func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate), tenants: []*tenant{newTenant(cfg.Tenant)},
-		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{},
+		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, locals: map[netip.AddrPort]netip.AddrPort{},
 		living: map[string]time.Time{},
 	}
 	for _, t := range cfg.Others {
@@ -175,6 +179,7 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	r := &c.req
 	r.read(m, t, now)
 	r.tenant = c.challenger(t)
+	c.unread(r)
 	defer r.forget()
 	switch m.Type() {
 	case stun.NewType(stun.Binding, stun.Request):
@@ -235,6 +240,11 @@ func (c *Core) binding(r *request, out *Outbox) {
 		return
 	}
 	m := stun.AppendXORAddress(r.begin(out, stun.Success), stun.AttrXORMappedAddress, r.tuple.Client)
+	if ip, port, ok := c.cfg.NATDiscovery.place(r.tuple.Listener); ok && r.tuple.Transport == stun.ProtocolUDP {
+		if m, r.tuple, ok = c.discover(r, out, ip, port, m); !ok {
+			return
+		}
+	}
 	c.stats.Bindings++
 	c.reply(r, out, m)
 }
@@ -242,8 +252,7 @@ func (c *Core) binding(r *request, out *Outbox) {
 // lookup returns the allocation of t, ending it if its time has come.
 func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 	a := c.tuples[t]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
+	if a != nil && c.expire(a, now, out) {
 		return nil
 	}
 	return a
@@ -251,18 +260,22 @@ func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 
 // NextTimeout returns when [Core.Timeout] is next needed; ok is false if nothing is waiting.
 func (c *Core) NextTimeout() (at time.Time, ok bool) {
-	if len(c.queue) == 0 {
-		return time.Time{}, false
+	if len(c.queue) > 0 {
+		at, ok = c.queue[0].expires, true
 	}
-	return c.queue[0].expires, true
+	if len(c.reserved) > 0 && (!ok || c.reserved[0].expires.Before(at)) {
+		at, ok = c.reserved[0].expires, true
+	}
+	return at, ok
 }
 
-// Timeout ends the allocations whose time has come.
+// Timeout ends the allocations and reservations whose time has come.
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
-		c.end(c.queue[0], now, EndExpired, out)
+		c.expire(c.queue[0], now, out)
 	}
+	c.releaseExpired(now, out)
 }
 
 // Revoke ends all allocations of pseudonym and returns how many they were. It keeps nothing: that
@@ -276,6 +289,7 @@ func (c *Core) Revoke(now time.Time, pseudonym string, out *Outbox) int {
 			n++
 		}
 	}
+	c.release(func(r *reservation) bool { return r.owner == pseudonym }, out)
 	return n
 }
 
@@ -361,12 +375,13 @@ func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
 // Drain refuses new allocations from now on, with 508.
 func (c *Core) Drain() { c.draining = true }
 
-// EndAll ends all allocations, for a shutdown.
+// EndAll ends all allocations and reservations, for a shutdown.
 func (c *Core) EndAll(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 {
 		c.end(c.queue[0], now, EndShutdown, out)
 	}
+	c.release(func(*reservation) bool { return true }, out)
 }
 
 // Allocations returns how many allocations there are, those still being opened among them.
@@ -376,18 +391,67 @@ func (c *Core) Allocations() int { return len(c.ids) }
 func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	delete(c.tuples, a.tuple)
 	delete(c.ids, a.id)
-	if a.state == open {
-		delete(c.relays, a.relayed)
-	}
 	a.cur.tenant.remove(a)
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
-		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.relay, Ended: &Ended{
-			Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed, Age: now.Sub(a.born), Traffic: a.traffic,
-		}})
+		e := &Ended{Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed(), Age: now.Sub(a.born), Traffic: a.traffic}
+		for i := range a.halves {
+			if a.halves[i].open() {
+				c.endHalf(a, &a.halves[i], e, out)
+				e = nil // one line in the log
+			}
+		}
 	}
 	a.state = ended
 	c.stats.Ended[why]++
+}
+
+// endHalf closes a relay socket of a, with the permissions and channels that were its (RFC 8656 §8.2).
+func (c *Core) endHalf(a *allocation, h *half, e *Ended, out *Outbox) {
+	for addr := range a.permissions {
+		if a.half(addr) == h {
+			delete(a.permissions, addr)
+		}
+	}
+	for n, ch := range a.channels {
+		if a.half(ch.peer.Addr()) == h {
+			delete(a.channels, n)
+			delete(a.byPeer, ch.peer)
+		}
+	}
+	delete(c.relays, h.Relayed)
+	delete(c.locals, h.Local)
+	out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: h.Relay, Ended: e})
+	*h = half{}
+}
+
+// expire ends what of a has come to its time, and reports whether that is all of it.
+func (c *Core) expire(a *allocation, now time.Time, out *Outbox) bool {
+	if !a.expired(now) {
+		return false
+	}
+	if !now.Before(a.latest()) {
+		c.end(a, now, EndExpired, out)
+		return true
+	}
+	for i := range a.halves { // each has been refreshed by itself
+		if h := &a.halves[i]; h.open() && !now.Before(h.expires) {
+			c.endHalf(a, h, nil, out)
+		}
+	}
+	c.reschedule(a)
+	return false
+}
+
+// reschedule puts a where the first of its halves to expire says.
+func (c *Core) reschedule(a *allocation) {
+	a.expires = a.latest()
+	for i := range a.halves {
+		if h := &a.halves[i]; h.open() && h.expires.Before(a.expires) {
+			a.expires = h.expires
+		}
+	}
+	heap.Fix(&c.queue, a.place)
 }
 
 // transactionID returns a fresh random id (RFC 8489 §5).

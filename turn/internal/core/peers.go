@@ -27,10 +27,6 @@ func (c *Core) allow(t *tenant, peer netip.AddrPort) error {
 	return err
 }
 
-// family reports whether addr is of the relay's family. IPv4-mapped addresses are IPv6 here, as on
-// the wire.
-func (c *Core) family(addr netip.Addr) bool { return addr.Is4() != c.cfg.RelayIPv6 }
-
 // createPermission handles an authenticated CreatePermission request (RFC 8656 §9.2): all of its
 // addresses or none.
 func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
@@ -45,7 +41,7 @@ func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
 			c.fail(r, out, 400, CauseBadRequest, nil)
 			return
 		}
-		if !c.family(peer.Addr()) {
+		if !a.half(peer.Addr()).open() {
 			c.fail(r, out, 443, CauseFamily, nil)
 			return
 		}
@@ -93,7 +89,7 @@ func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
-	if !c.family(peer.Addr()) {
+	if !a.half(peer.Addr()).open() {
 		c.fail(r, out, 443, CauseFamily, nil)
 		return
 	}

@@ -76,7 +76,12 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 	a.traffic.SentBytes += uint64(len(data))
 	c.stats.Traffic.SentPackets++
 	c.stats.Traffic.SentBytes += uint64(len(data))
-	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.relay, Peer: peer, Data: data})
+	if len(c.locals) > 0 {
+		if to := c.relays[peer]; to != nil {
+			peer = to.half(peer.Addr()).Local // the NAT in front might drop it
+		}
+	}
+	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.half(peer.Addr()).Relay, Peer: peer, Data: data})
 }
 
 // FromPeer takes a packet of n bytes from peer, unmapped, that arrived at the relay socket of id. It
@@ -85,13 +90,14 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 func (c *Core) FromPeer(now time.Time, id ID, peer netip.AddrPort, buf []byte, n int, out *Outbox) {
 	out.reset()
 	a := c.ids[id]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
-		a = nil
-	}
-	if a == nil || a.state != open {
+	if a == nil || c.expire(a, now, out) || a.state != open {
 		c.refuse(out, CauseNoAllocation, nil)
 		return
+	}
+	if len(c.locals) > 0 {
+		if relayed, ok := c.locals[peer]; ok {
+			peer = relayed // another client of ours, on the short way of toPeer
+		}
 	}
 	if !a.permitted(peer.Addr(), now) {
 		c.refuse(out, CauseNoPermission, nil)

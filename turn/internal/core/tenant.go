@@ -119,14 +119,6 @@ func (t *tenant) remove(a *allocation) {
 	}
 }
 
-// count returns how many allocations pseudonym has.
-func (t *tenant) count(pseudonym string) int {
-	if o := t.owners[pseudonym]; o != nil {
-		return len(o.allocations)
-	}
-	return 0
-}
-
 // within draws n bytes on the rates of a, its pseudonym and its tenant, from all or from none.
 func (a *allocation) within(now time.Time, n int) bool {
 	three := [3]*meter{&a.meter, &a.books.meter, &a.cur.tenant.meter}
