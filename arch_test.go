@@ -50,6 +50,7 @@ var rooms = map[string][]string{
 	"internal/siptx":      {},
 	"democore":            {"internal/listen", "internal/siptx"},
 	"internal/config":     {"internal/peerpolicy", "internal/policy", "internal/token"},
+	"internal/coturn":     {"internal/peerpolicy", "internal/secret"},
 	"cmd/wicgate":         {"*"},
 	"test":                {"*"},
 	"bench":               {"*"},

@@ -90,6 +90,9 @@ func (h *house) tenant(c config.Tenant) (t turn.Tenant, err error) {
 	if c.Profile == "general" {
 		peers = peerpolicy.General(open...)
 	}
+	for _, closed := range c.Closed {
+		peers = peers.WithClosed(closed.Prefix)
+	}
 	t = turn.Tenant{
 		Name: c.Name, Peers: peers,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],

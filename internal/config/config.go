@@ -86,6 +86,7 @@ type TURN struct {
 	Relay       []Side     `yaml:"relay"`
 	Profile     string     `yaml:"profile"`
 	Open        []Range    `yaml:"open"`
+	Closed      []Prefix   `yaml:"closed"`
 	Credentials string     `yaml:"credentials"`
 	GraceMax    Duration   `yaml:"grace_max"`
 	Quota       int        `yaml:"quota"`
@@ -217,7 +218,7 @@ func Default() *File {
 		Bus: Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
+			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Closed: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
 			OAuth:          OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)},
 			ChannelNumbers: "rfc8656", NATDiscovery: "off", Tenants: []Tenant{}},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute), STUNKey: STUNKey{Servers: []string{}}},

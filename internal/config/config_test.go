@@ -100,6 +100,7 @@ func TestRefusals(t *testing.T) {
 		{"negative duration", "turn:\n  grace_max: -1s\n", "2: turn.grace_max: want a duration"},
 		{"ports", "imsagw:\n  core: {ports: 5-4}\n", "2: imsagw.core.ports: want ports first-last"},
 		{"level", "log: {level: loud}\n", "1: log.level: want debug, info, warn or error"},
+		{"closed", "turn:\n  closed: [10.0.0.0/8, 10.0.0.0/99]\n", "2: turn.closed[1]: want a prefix such as"},
 		{"range", "turn:\n  open: [10.0.0.0/8]\n", "2: turn.open[0]: want \"prefix first-last\""},
 		{"number for text", "turn:\n  quota: many\n", "2: cannot unmarshal string"},
 
@@ -236,4 +237,16 @@ func FuzzParse(f *testing.F) {
 			_ = c.Settings() // either answer is right; a panic is not
 		}
 	})
+}
+
+// TestClosedForAllTenants: what the section turn closes is closed for each tenant, and a tenant's own beside it.
+func TestClosedForAllTenants(t *testing.T) {
+	f := loadText(t, "turn:\n  closed: [198.51.100.0/24]\n  tenants:\n    - name: a.test\n    - name: b.test\n      closed: [203.0.113.7]\n")
+	var got []string
+	for _, tenant := range append(f.TURN.Others(), f.TURN.First()) {
+		got = append(got, show(tenant.Closed))
+	}
+	if want := []string{"[198.51.100.0/24]", "[198.51.100.0/24, 203.0.113.7/32]", "[198.51.100.0/24]"}; !cmp.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }

@@ -133,6 +133,11 @@ func (r *review) peers() {
 	}
 	for i, o := range r.TURN.Open {
 		key, p := fmt.Sprintf("turn.open[%d]", i), o.Prefix.Masked()
+		for _, c := range r.TURN.Closed {
+			if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
+				r.warn(key, "take one of the two out", "has no effect: turn.closed holds %v, and wins", c)
+			}
+		}
 		if p.Addr().Is4In6() && p.Bits() >= 96 {
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
