@@ -370,8 +370,8 @@ func (s *Server) newStreams() error {
 	t, err := listen.NewStreams(listen.StreamConfig{
 		Log: s.log, Key: "turn.listen_tcp", Addrs: s.cfg.TCP, Plain: plainFirst, Certificate: s.cfg.Certificate,
 		Protocols: []string{"stun.turn", "stun.nat-discovery"}, // RFC 7443
-		HTTPS:     s.cfg.HTTPS,
-		MaxOpen:   s.cfg.MaxConnections, MaxOpenSource: s.cfg.MaxConnectionsSource,
+		HTTPS:     s.cfg.HTTPS, Proxies: s.cfg.Proxies,
+		MaxOpen: s.cfg.MaxConnections, MaxOpenSource: s.cfg.MaxConnectionsSource,
 	})
 	s.tcp = t
 	return err

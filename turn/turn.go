@@ -70,6 +70,8 @@ type Config struct {
 	TCP []netip.AddrPort
 	// Certificate is the GetCertificate of TLS there; nil = TLS is refused.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Proxies are load balancers in front of TCP, who must send a header of the PROXY protocol.
+	Proxies []netip.Prefix
 	// HTTPS takes the connections for the web on an address of TCP that both use; nil = none is.
 	HTTPS *listen.Handover
 	// Connections at once, and those of one source, an IPv4 address or an IPv6 /64.

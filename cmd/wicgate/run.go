@@ -287,8 +287,9 @@ func (h *house) turn(*http.ServeMux) error {
 	}
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
-		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
-		Peers: peers, Keys: h.rings,
+		Proxies: prefixes(c.TrustedProxies),
+		Relay:   turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
+		Peers:   peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
 		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
@@ -302,6 +303,13 @@ func (h *house) turn(*http.ServeMux) error {
 	})
 	h.add("turn", s.Serve, func() any { return s.Stats() })
 	return nil
+}
+
+func prefixes(list []config.Prefix) (out []netip.Prefix) {
+	for _, p := range list {
+		out = append(out, p.Prefix)
+	}
+	return out
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

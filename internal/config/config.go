@@ -61,19 +61,20 @@ type Bus struct {
 
 // TURN is the section turn.
 type TURN struct {
-	Name        string     `yaml:"name"`
-	Listen      []AddrPort `yaml:"listen"`
-	ListenTCP   []AddrPort `yaml:"listen_tcp"`
-	URLs        []string   `yaml:"urls"`
-	Keys        string     `yaml:"keys"`
-	Relay       Side       `yaml:"relay"`
-	Profile     string     `yaml:"profile"`
-	Open        []Range    `yaml:"open"`
-	Credentials string     `yaml:"credentials"`
-	GraceMax    Duration   `yaml:"grace_max"`
-	Quota       int        `yaml:"quota"`
-	Secrets     string     `yaml:"secrets"`
-	Blind       string     `yaml:"blind"`
+	Name           string     `yaml:"name"`
+	Listen         []AddrPort `yaml:"listen"`
+	ListenTCP      []AddrPort `yaml:"listen_tcp"`
+	TrustedProxies []Prefix   `yaml:"trusted_proxies"`
+	URLs           []string   `yaml:"urls"`
+	Keys           string     `yaml:"keys"`
+	Relay          Side       `yaml:"relay"`
+	Profile        string     `yaml:"profile"`
+	Open           []Range    `yaml:"open"`
+	Credentials    string     `yaml:"credentials"`
+	GraceMax       Duration   `yaml:"grace_max"`
+	Quota          int        `yaml:"quota"`
+	Secrets        string     `yaml:"secrets"`
+	Blind          string     `yaml:"blind"`
 }
 
 // Side is an address with its range of ports.
@@ -157,7 +158,7 @@ func Default() *File {
 		Log:    Log{Level: Level(slog.LevelInfo), Format: "text"},
 		HTTPS:  HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443")},
 		Bus:    Bus{Replicas: 1},
-		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
+		TURN: TURN{Name: "turn.ims.test", TrustedProxies: []Prefix{}, Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open"},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},

@@ -25,6 +25,9 @@ type StreamConfig struct {
 	Plain func(first byte) bool
 	// Certificate is a GetCertificate of [CA] or [Files]; nil = TLS is refused.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Proxies are those who must begin each connection with a header of the PROXY protocol, whose
+	// address then counts as the client's. From anybody else such a header is refused.
+	Proxies []netip.Prefix
 	// Protocols are those of ALPN (RFC 7301) that a client may offer. One that offers others only is
 	// refused; one that offers none, as browsers do for TURN, is taken.
 	Protocols []string
@@ -51,6 +54,9 @@ type StreamConfig struct {
 //	accept ─► limits ─► first byte ─┬─ 22 ──► TLS handshake, ALPN ─┬─► the role's handler
 //	                                ├─ Plain ──────────────────────┘
 //	                                └─ else: closed
+//
+// Behind one of Proxies the first byte comes after its header, and the limits for one source count
+// the client that the header names; the proxy itself is bound by the limits for all.
 //
 // Where HTTPS shares the port, what ALPN tells to be HTTP leaves for [Handover] after the handshake;
 // from there it is the front's, and no limit here counts it any more.
@@ -89,22 +95,26 @@ const (
 	refusedOpeningSource = "handshakes_source"  // MaxOpeningSource
 	refusedOpening       = "handshakes"         // MaxOpening: closed for a newer one
 	refusedSlow          = "handshake_timeout"
-	refusedGone          = "gone"     // closed before its first byte
-	refusedProtocol      = "protocol" // neither TLS nor plain, or TLS without a certificate
-	refusedTLS           = "tls"      // handshake failed: version, ALPN, the client's trust
+	refusedGone          = "gone"            // closed before its first byte
+	refusedProtocol      = "protocol"        // neither TLS nor plain, or TLS without a certificate
+	refusedTLS           = "tls"             // handshake failed: version, ALPN, the client's trust
+	refusedProxyHeader   = "proxy_header"    // of a trusted proxy: missing or malformed
+	refusedProxySource   = "proxy_untrusted" // a PROXY header from who is not a trusted proxy
 )
 
-var refusals = []string{refusedOpen, refusedOpenSource, refusedOpeningSource, refusedOpening, refusedSlow, refusedGone, refusedProtocol, refusedTLS}
+var refusals = []string{refusedOpen, refusedOpenSource, refusedOpeningSource, refusedOpening, refusedSlow, refusedGone, refusedProtocol, refusedTLS, refusedProxyHeader, refusedProxySource}
 
 // Conn is a connection that has come through. Its handler owns it.
 type Conn struct {
 	net.Conn // *tls.Conn or plain
 	TLS      bool
-	Protocol string // agreed by ALPN, "" = none
-	Listener int    // index in Addrs
-	Remote   netip.AddrPort
+	Protocol string         // agreed by ALPN, "" = none
+	Listener int            // index in Addrs
+	Remote   netip.AddrPort // the client's; behind a proxy, as its header says
 
-	raw net.Conn // below TLS; nil = Conn
+	raw     net.Conn   // below TLS; nil = Conn
+	source  netip.Addr // what the limits for one source count it by; the zero Addr = they do not
+	proxied bool
 }
 
 // Abort closes the connection at once: nothing is sent any more, nothing waited for.
@@ -217,13 +227,14 @@ func (s *Streams) accept(number int, l net.Listener, handle func(*Conn)) {
 			time.Sleep(acceptPause)
 			continue
 		}
-		remote := unmap(c.RemoteAddr().(*net.TCPAddr).AddrPort())
-		place, why := s.enter(c, remote.Addr())
+		conn := &Conn{Conn: c, Listener: number, Remote: unmap(c.RemoteAddr().(*net.TCPAddr).AddrPort()), raw: c}
+		conn.proxied = slices.ContainsFunc(s.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(conn.Remote.Addr().WithZone("")) })
+		place, why := s.enter(conn)
 		if why != "" {
 			_ = c.Close() // refused
 			continue
 		}
-		s.work.Go(func() { s.serve(&Conn{Conn: c, Listener: number, Remote: remote, raw: c}, place, handle) })
+		s.work.Go(func() { s.serve(conn, place, handle) })
 	}
 }
 
@@ -238,20 +249,16 @@ func sourceOf(a netip.Addr) netip.Addr {
 }
 
 // enter counts a new connection in, or says why it is refused.
-func (s *Streams) enter(c net.Conn, from netip.Addr) (place *list.Element, why string) {
+func (s *Streams) enter(c *Conn) (place *list.Element, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	from = sourceOf(from)
-	src := s.sources[from]
 	switch {
 	case s.closed:
 		return nil, refusedGone
 	case len(s.open) >= s.cfg.MaxOpen:
 		why = refusedOpen
-	case src != nil && src.open >= s.cfg.MaxOpenSource:
-		why = refusedOpenSource
-	case src != nil && src.opening >= s.cfg.MaxOpeningSource:
-		why = refusedOpeningSource
+	case !c.proxied:
+		why = s.attributeLocked(c)
 	}
 	if why != "" {
 		s.stats.Refused[why]++
@@ -263,44 +270,63 @@ func (s *Streams) enter(c net.Conn, from netip.Addr) (place *list.Element, why s
 		s.opening.Remove(oldest)
 		s.stats.Refused[refusedOpening]++
 	}
-	if src == nil {
+	s.open[c.raw] = struct{}{}
+	return s.opening.PushBack(c.raw), ""
+}
+
+// attribute counts a proxy's connection for the client of whom it is, or says why it is refused.
+func (s *Streams) attribute(c *Conn) (why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.attributeLocked(c)
+}
+
+func (s *Streams) attributeLocked(c *Conn) (why string) {
+	from := sourceOf(c.Remote.Addr())
+	src := s.sources[from]
+	switch {
+	case src == nil:
 		src = new(source)
 		s.sources[from] = src
+	case src.open >= s.cfg.MaxOpenSource:
+		return refusedOpenSource
+	case src.opening >= s.cfg.MaxOpeningSource:
+		return refusedOpeningSource
 	}
 	src.open++
 	src.opening++
-	s.open[c] = struct{}{}
-	return s.opening.PushBack(c), ""
+	c.source = from
+	return ""
 }
 
 // opened ends the state of opening; evicted says that it was ended for a newer connection.
-func (s *Streams) opened(place *list.Element, from netip.Addr) (evicted bool) {
+func (s *Streams) opened(place *list.Element, c *Conn) (evicted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sources[sourceOf(from)].opening--
+	if src := s.sources[c.source]; src != nil {
+		src.opening--
+	}
 	before := s.opening.Len()
 	s.opening.Remove(place) // nothing, if it is not there any more
 	return s.opening.Len() == before
 }
 
 // leave counts a connection out.
-func (s *Streams) leave(c net.Conn, from netip.Addr) {
+func (s *Streams) leave(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	from = sourceOf(from)
-	if src := s.sources[from]; src.open == 1 {
-		delete(s.sources, from)
-	} else {
-		src.open--
+	if src := s.sources[c.source]; src != nil {
+		if src.open--; src.open == 0 {
+			delete(s.sources, c.source)
+		}
 	}
-	delete(s.open, c)
+	delete(s.open, c.raw)
 }
 
 func (s *Streams) serve(c *Conn, place *list.Element, handle func(*Conn)) {
-	from := c.Remote.Addr()
-	defer s.leave(c.raw, from)
+	defer s.leave(c)
 	why, err := s.handshake(c)
-	evicted := s.opened(place, from)
+	evicted := s.opened(place, c)
 	s.mu.Lock()
 	switch {
 	case why != "" && !evicted:
@@ -333,11 +359,22 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 		return refusedGone, err
 	}
 	p := &peeked{Conn: c.raw}
-	if err := p.peek(); err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return refusedSlow, err
+	if c.proxied {
+		from, err := p.proxyHeader()
+		switch {
+		case errors.Is(err, errNoProxyHeader), errors.Is(err, errBadProxyHeader):
+			return refusedProxyHeader, err
+		case err != nil:
+			return refusedRead(err), err
+		case from.IsValid():
+			c.Remote = from
+			if why := s.attribute(c); why != "" {
+				return why, nil
+			}
 		}
-		return refusedGone, err
+	}
+	if err := p.more(1, 1); err != nil {
+		return refusedRead(err), err
 	}
 	switch first := p.first[0]; {
 	case first == 22 && s.tls != nil:
@@ -352,6 +389,8 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 		c.Conn, c.TLS, c.Protocol = t, true, t.ConnectionState().NegotiatedProtocol
 	case first != 22 && s.cfg.Plain(first):
 		c.Conn = p
+	case !c.proxied && p.posesAsProxy():
+		return refusedProxySource, fmt.Errorf("a PROXY header from %v, who is no trusted proxy", c.Remote.Addr())
 	default:
 		return refusedProtocol, fmt.Errorf("first byte %d", first)
 	}
@@ -359,6 +398,14 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 		return refusedGone, err
 	}
 	return "", nil
+}
+
+// refusedRead is why a connection is refused whose first bytes did not come.
+func refusedRead(err error) string {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return refusedSlow
+	}
+	return refusedGone
 }
 
 // tlsOf is the configuration of TLS at the address that c came to.
@@ -380,27 +427,4 @@ func (s *Streams) Stats() StreamStats {
 		out.Refused[why] = n
 	}
 	return out
-}
-
-// peeked is a connection of which the first byte was read.
-type peeked struct {
-	net.Conn
-	first [1]byte
-	given bool // first was read by peek and not yet by Read
-}
-
-func (p *peeked) peek() error {
-	_, err := p.Conn.Read(p.first[:])
-	p.given = err == nil
-	return err
-}
-
-// Read implements net.Conn.
-func (p *peeked) Read(b []byte) (int, error) {
-	if p.given && len(b) > 0 {
-		p.given = false
-		b[0] = p.first[0]
-		return 1, nil
-	}
-	return p.Conn.Read(b)
 }

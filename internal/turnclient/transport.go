@@ -26,6 +26,13 @@ type transport interface {
 }
 
 func connect(cfg Config) (transport, error) {
+	switch {
+	case cfg.Conn == nil:
+	case cfg.Network == "udp":
+		return &association{cfg.Conn}, nil
+	default:
+		return &connection{conn: cfg.Conn, r: bufio.NewReader(cfg.Conn)}, nil
+	}
 	switch cfg.Network {
 	case "udp":
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local(cfg)))
@@ -79,6 +86,22 @@ func (d *datagrams) local() netip.AddrPort {
 }
 
 func (d *datagrams) close() error { return d.conn.Close() }
+
+// association is a connection that keeps messages apart, as DTLS does.
+type association struct{ net.Conn }
+
+func (a *association) write(b []byte) error {
+	_, err := a.Write(b)
+	return err
+}
+
+func (a *association) read(b []byte) (int, error) { return a.Read(b) }
+
+func (a *association) local() netip.AddrPort {
+	return unmap(a.LocalAddr().(*net.UDPAddr).AddrPort())
+}
+
+func (a *association) close() error { return a.Close() }
 
 // connection is TCP or TLS, where messages are framed (RFC 8656 §12.5).
 type connection struct {

@@ -53,6 +53,9 @@ type Config struct {
 	Server netip.AddrPort
 	// Network is how to reach it: "udp", which is the default, "tcp" or "tls".
 	Network string
+	// Conn is used where it is not nil, in place of dialling Server: messages are framed in it for
+	// tcp and tls, and each is one Write for udp, as DTLS wants it.
+	Conn net.Conn
 	// TLS is for the network tls: RootCAs, and ServerName, which is verified.
 	TLS        *tls.Config
 	Local      netip.AddrPort // to send from; zero = any
