@@ -34,7 +34,7 @@ var rooms = map[string][]string{
 	"internal/session":    {"internal/store"},
 	"internal/policy":     {},
 	"internal/probe":      {"internal/secret", "internal/siptx", "internal/turnclient", "internal/wire/stun"},
-	"internal/listen":     {"internal/secret"},
+	"internal/listen":     {"internal/limit", "internal/secret"},
 	"internal/admin":      {"internal/listen"},
 	"internal/obs":        {},
 	"internal/check":      {"internal/config", "internal/keyring", "internal/listen", "internal/peerpolicy"},

@@ -371,8 +371,12 @@ func (s *Server) newStreams() error {
 		Log: s.log, Key: "turn.listen_tcp", Addrs: s.cfg.TCP, Plain: plainFirst, Certificate: s.cfg.Certificate,
 		Protocols: []string{"stun.turn", "stun.nat-discovery"}, // RFC 7443
 		HTTPS:     s.cfg.HTTPS, Proxies: s.cfg.Proxies,
-		MaxOpen: s.cfg.MaxConnections, MaxOpenSource: s.cfg.MaxConnectionsSource,
+		Limits: s.limits(),
 	})
 	s.tcp = t
 	return err
+}
+
+func (s *Server) limits() listen.Limits {
+	return listen.Limits{MaxOpen: s.cfg.MaxConnections, MaxOpenSource: s.cfg.MaxConnectionsSource}
 }

@@ -1,7 +1,6 @@
 package listen
 
 import (
-	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -35,17 +35,7 @@ type StreamConfig struct {
 	// does for pages and WebSockets, on those of Addrs that equal its address; nil = none are.
 	HTTPS *Handover
 
-	// Handshake is how long a new connection may take to its first byte and through TLS; 0 = 10 s.
-	Handshake time.Duration
-	// MaxOpening connections may be in that state; 0 = 512. One more, and the oldest of them is
-	// closed: who is slow makes room for who is not.
-	MaxOpening int
-	// MaxOpeningSource of them may come from one source, an IPv4 address or an IPv6 /64; 0 = 32.
-	MaxOpeningSource int
-	// MaxOpen connections may be open in all, those too; 0 = 8192. One more is refused.
-	MaxOpen int
-	// MaxOpenSource of them may come from one source; 0 = 256.
-	MaxOpenSource int
+	Limits
 }
 
 // Streams are listening TCP sockets that take TLS and a role's plain protocol on the same port, and
@@ -67,16 +57,10 @@ type Streams struct {
 	listeners []net.Listener
 	work      sync.WaitGroup // a goroutine a connection
 
-	mu      sync.Mutex // guards the following
-	closed  bool
-	open    map[net.Conn]struct{}
-	opening *list.List // of net.Conn, the oldest first
-	sources map[netip.Addr]*source
-	stats   StreamStats
-}
+	gate *gate
 
-// source counts the connections of one source. It is there as long as there are any.
-type source struct{ open, opening int }
+	plain, secure, https atomic.Uint64
+}
 
 // StreamStats counts since the start, except Open.
 type StreamStats struct {
@@ -88,22 +72,6 @@ type StreamStats struct {
 	Refused map[string]uint64
 }
 
-// Why a connection does not come to the handler.
-const (
-	refusedOpen          = "connections"        // MaxOpen
-	refusedOpenSource    = "connections_source" // MaxOpenSource
-	refusedOpeningSource = "handshakes_source"  // MaxOpeningSource
-	refusedOpening       = "handshakes"         // MaxOpening: closed for a newer one
-	refusedSlow          = "handshake_timeout"
-	refusedGone          = "gone"            // closed before its first byte
-	refusedProtocol      = "protocol"        // neither TLS nor plain, or TLS without a certificate
-	refusedTLS           = "tls"             // handshake failed: version, ALPN, the client's trust
-	refusedProxyHeader   = "proxy_header"    // of a trusted proxy: missing or malformed
-	refusedProxySource   = "proxy_untrusted" // a PROXY header from who is not a trusted proxy
-)
-
-var refusals = []string{refusedOpen, refusedOpenSource, refusedOpeningSource, refusedOpening, refusedSlow, refusedGone, refusedProtocol, refusedTLS, refusedProxyHeader, refusedProxySource}
-
 // Conn is a connection that has come through. Its handler owns it.
 type Conn struct {
 	net.Conn // *tls.Conn or plain
@@ -112,8 +80,8 @@ type Conn struct {
 	Listener int            // index in Addrs
 	Remote   netip.AddrPort // the client's; behind a proxy, as its header says
 
-	raw     net.Conn   // below TLS; nil = Conn
-	source  netip.Addr // what the limits for one source count it by; the zero Addr = they do not
+	raw     net.Conn // below TLS; nil = Conn
+	visitor visitor
 	proxied bool
 }
 
@@ -141,22 +109,7 @@ func NewStreams(cfg StreamConfig) (*Streams, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, d := range []struct {
-		v *int
-		d int
-	}{{&cfg.MaxOpening, 512}, {&cfg.MaxOpeningSource, 32}, {&cfg.MaxOpen, 8192}, {&cfg.MaxOpenSource, 256}} {
-		if *d.v <= 0 {
-			*d.v = d.d
-		}
-	}
-	if cfg.Handshake <= 0 {
-		cfg.Handshake = 10 * time.Second
-	}
-	s := &Streams{cfg: cfg, open: map[net.Conn]struct{}{}, opening: list.New(), sources: map[netip.Addr]*source{}}
-	s.stats.Refused = make(map[string]uint64, len(refusals))
-	for _, why := range refusals {
-		s.stats.Refused[why] = 0
-	}
+	s := &Streams{cfg: cfg, gate: newGate(cfg.Limits, refusedGone, refusedProtocol, refusedProxyHeader, refusedProxySource)}
 	if cfg.Certificate != nil {
 		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cfg.Certificate, NextProtos: cfg.Protocols}
 		if cfg.HTTPS != nil {
@@ -193,12 +146,7 @@ func (s *Streams) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	for c := range s.open {
-		_ = c.Close() // its goroutine sees the error
-	}
+	s.gate.shut()
 	return errors.Join(errs...)
 }
 
@@ -229,124 +177,37 @@ func (s *Streams) accept(number int, l net.Listener, handle func(*Conn)) {
 		}
 		conn := &Conn{Conn: c, Listener: number, Remote: unmap(c.RemoteAddr().(*net.TCPAddr).AddrPort()), raw: c}
 		conn.proxied = slices.ContainsFunc(s.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(conn.Remote.Addr().WithZone("")) })
-		place, why := s.enter(conn)
-		if why != "" {
+		conn.visitor.close = func() { _ = c.Close() }
+		from := conn.Remote.Addr()
+		if conn.proxied {
+			from = netip.Addr{} // the header will say
+		}
+		if why := s.gate.enter(&conn.visitor, from); why != "" {
 			_ = c.Close() // refused
 			continue
 		}
-		s.work.Go(func() { s.serve(conn, place, handle) })
+		s.work.Go(func() { s.serve(conn, handle) })
 	}
 }
 
-// sourceOf is what the limits for one source count by.
-func sourceOf(a netip.Addr) netip.Addr {
-	if a.Is6() {
-		if p, err := a.WithZone("").Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
-}
-
-// enter counts a new connection in, or says why it is refused.
-func (s *Streams) enter(c *Conn) (place *list.Element, why string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.closed:
-		return nil, refusedGone
-	case len(s.open) >= s.cfg.MaxOpen:
-		why = refusedOpen
-	case !c.proxied:
-		why = s.attributeLocked(c)
-	}
-	if why != "" {
-		s.stats.Refused[why]++
-		return nil, why
-	}
-	if s.opening.Len() >= s.cfg.MaxOpening {
-		oldest := s.opening.Front()
-		_ = oldest.Value.(net.Conn).Close() // its goroutine sees the error and leaves
-		s.opening.Remove(oldest)
-		s.stats.Refused[refusedOpening]++
-	}
-	s.open[c.raw] = struct{}{}
-	return s.opening.PushBack(c.raw), ""
-}
-
-// attribute counts a proxy's connection for the client of whom it is, or says why it is refused.
-func (s *Streams) attribute(c *Conn) (why string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.attributeLocked(c)
-}
-
-func (s *Streams) attributeLocked(c *Conn) (why string) {
-	from := sourceOf(c.Remote.Addr())
-	src := s.sources[from]
-	switch {
-	case src == nil:
-		src = new(source)
-		s.sources[from] = src
-	case src.open >= s.cfg.MaxOpenSource:
-		return refusedOpenSource
-	case src.opening >= s.cfg.MaxOpeningSource:
-		return refusedOpeningSource
-	}
-	src.open++
-	src.opening++
-	c.source = from
-	return ""
-}
-
-// opened ends the state of opening; evicted says that it was ended for a newer connection.
-func (s *Streams) opened(place *list.Element, c *Conn) (evicted bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if src := s.sources[c.source]; src != nil {
-		src.opening--
-	}
-	before := s.opening.Len()
-	s.opening.Remove(place) // nothing, if it is not there any more
-	return s.opening.Len() == before
-}
-
-// leave counts a connection out.
-func (s *Streams) leave(c *Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if src := s.sources[c.source]; src != nil {
-		if src.open--; src.open == 0 {
-			delete(s.sources, c.source)
-		}
-	}
-	delete(s.open, c.raw)
-}
-
-func (s *Streams) serve(c *Conn, place *list.Element, handle func(*Conn)) {
-	defer s.leave(c)
+func (s *Streams) serve(c *Conn, handle func(*Conn)) {
+	defer s.gate.leave(&c.visitor)
 	why, err := s.handshake(c)
-	evicted := s.opened(place, c)
-	s.mu.Lock()
-	switch {
-	case why != "" && !evicted:
-		s.stats.Refused[why]++
-	case why == "" && slices.Contains(httpProtocols, c.Protocol):
-		s.stats.HTTPS++
-	case why == "" && c.TLS:
-		s.stats.TLS++
-	case why == "":
-		s.stats.Plain++
-	}
-	s.mu.Unlock()
+	evicted := s.gate.opened(&c.visitor, why)
 	if why != "" || evicted {
 		s.cfg.Log.Debug("listen: connection refused", "client", c.Remote, "listen", c.raw.LocalAddr(), "cause", why, "evicted", evicted, "error", err)
 		_ = c.raw.Close()
 		return
 	}
-	if slices.Contains(httpProtocols, c.Protocol) {
+	switch {
+	case slices.Contains(httpProtocols, c.Protocol):
+		s.https.Add(1)
 		s.cfg.HTTPS.give(c.Conn)
 		return
+	case c.TLS:
+		s.secure.Add(1)
+	default:
+		s.plain.Add(1)
 	}
 	handle(c)
 	_ = c.Close() // the handler has said what there was to say
@@ -354,7 +215,7 @@ func (s *Streams) serve(c *Conn, place *list.Element, handle func(*Conn)) {
 
 // handshake reads the first byte and does TLS where it is due.
 func (s *Streams) handshake(c *Conn) (why string, err error) {
-	end := time.Now().Add(s.cfg.Handshake)
+	end := time.Now().Add(s.gate.limits.Handshake)
 	if err := c.raw.SetDeadline(end); err != nil {
 		return refusedGone, err
 	}
@@ -368,7 +229,7 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 			return refusedRead(err), err
 		case from.IsValid():
 			c.Remote = from
-			if why := s.attribute(c); why != "" {
+			if why := s.gate.attribute(&c.visitor, from.Addr()); why != "" {
 				return why, nil
 			}
 		}
@@ -378,6 +239,9 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 	}
 	switch first := p.first[0]; {
 	case first == 22 && s.tls != nil:
+		if c.visitor.source.IsValid() && !s.gate.mayHandshake(c.visitor.source) {
+			return refusedRate, nil
+		}
 		t := tls.Server(p, s.tlsOf(c))
 		// The deadline of the socket bounds it.
 		if err := t.HandshakeContext(context.Background()); err != nil {
@@ -418,13 +282,6 @@ func (s *Streams) tlsOf(c *Conn) *tls.Config {
 
 // Stats returns the counters.
 func (s *Streams) Stats() StreamStats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := s.stats
-	out.Open = len(s.open)
-	out.Refused = make(map[string]uint64, len(s.stats.Refused))
-	for why, n := range s.stats.Refused {
-		out.Refused[why] = n
-	}
-	return out
+	open, refused := s.gate.counts()
+	return StreamStats{Open: open, Plain: s.plain.Load(), TLS: s.secure.Load(), HTTPS: s.https.Load(), Refused: refused}
 }
