@@ -2,7 +2,9 @@ package listen
 
 import (
 	"container/list"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -203,14 +205,12 @@ func (g *gate) refuse(why string) {
 	g.refused[why]++
 }
 
-// shut lets nobody in any more and ends all who are.
-func (g *gate) shut() {
+// shut lets nobody in any more, and returns who is in.
+func (g *gate) shut() []*visitor {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
-	for v := range g.open {
-		v.close()
-	}
+	return slices.Collect(maps.Keys(g.open))
 }
 
 // counts returns how many are in, and the refusals.

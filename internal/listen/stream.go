@@ -146,7 +146,9 @@ func (s *Streams) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	s.gate.shut()
+	for _, v := range s.gate.shut() {
+		v.close()
+	}
 	return errors.Join(errs...)
 }
 
