@@ -64,7 +64,7 @@ var guests = map[string][]string{
 	"github.com/pion/sdp/v3":        {"epcscf"},
 	"github.com/go-jose/go-jose/v4": {"waf", "epcscf"},
 	"github.com/pion/ice/v4":        {"imsagw"},
-	"github.com/pion/dtls/v3":       {"imsagw", "internal/listen"},
+	"github.com/pion/dtls/v3":       {"imsagw", "internal/listen", "internal/turnclient"},
 	"github.com/pion/srtp/v3":       {"imsagw"},
 	"github.com/pion/rtp":           {"imsagw"},
 	"github.com/pion/rtcp":          {"imsagw"},

@@ -60,8 +60,11 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 }
 
 func (s *Server) transport(t core.Tuple) string {
-	if t.Transport != stun.ProtocolTCP {
+	switch t.Transport {
+	case stun.ProtocolUDP:
 		return "udp"
+	case core.TransportDTLS:
+		return "dtls"
 	}
 	if c := s.streams.get(t); c != nil && c.conn.TLS {
 		return "tls"

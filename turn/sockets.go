@@ -49,6 +49,10 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 			time.Sleep(pause)
 			continue
 		}
+		if s.dtls != nil && isDTLS(buf[:n]) {
+			s.dtls.Packet(int(number), unmap(from), buf[:n])
+			continue
+		}
 		t := core.Tuple{Client: unmap(from), Listener: number, Transport: stun.ProtocolUDP}
 		s.fromClient(w, time.Now(), t, buf[:n])
 	}
@@ -59,7 +63,7 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byte) (holds bool) {
 	s.mu.Lock()
 	s.core.FromClient(now, t, packet, &w.out)
-	if t.Transport == stun.ProtocolTCP { // nobody else asks
+	if t.Transport != stun.ProtocolUDP { // nobody else asks
 		holds = s.core.Holds(t)
 	}
 	s.mu.Unlock()
@@ -83,8 +87,12 @@ func (w *worker) act(out *core.Outbox) {
 		a := &out.Actions[i]
 		switch a.Kind {
 		case core.ToClient:
-			if a.Tuple.Transport == stun.ProtocolTCP {
+			switch a.Tuple.Transport {
+			case stun.ProtocolTCP:
 				s.toStream(a)
+				continue
+			case core.TransportDTLS:
+				s.toAssociation(a)
 				continue
 			}
 			if _, err := s.listeners[a.Tuple.Listener].WriteToUDPAddrPort(a.Data, a.Tuple.Client); err != nil {

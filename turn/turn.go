@@ -1,14 +1,14 @@
-// Package turn is the TURN server: STUN and TURN over UDP, TCP and TLS (RFC 8489, RFC 8656), every
+// Package turn is the TURN server: STUN and TURN over UDP, DTLS, TCP and TLS (RFC 8489, RFC 8656), every
 // client authenticated by a token of the WAF (RFC 7635), in RFC 7635's own shape or in the USERNAME that
 // unmodified browsers can send (DESIGN, Credentials 1).
 //
-//	browser ── STUN, TURN, ChannelData ──► Listen, UDP ───┐                  ┌─ relay socket, one an allocation ── peer
-//	                                                      ├─ internal/core ──┤
-//	browser ── the same, framed ──► TCP, with and without TLS ─┘             └─ relay socket ── peer
+//	client ── STUN, TURN, ChannelData ──► Listen, UDP, with and without DTLS ─┐                 ┌─ relay socket, one an allocation ── peer
+//	                                                                          ├─ internal/core ─┤
+//	client ── the same, framed ─────────► TCP, with and without TLS ──────────┘                 └─ relay socket ── peer
 //
 // What is decided about a packet is decided in turn/internal/core, which has no socket and no clock.
 // Here are the sockets, the goroutines (one a listener, one a relay socket, two a connection, one
-// for the time), and the log. DTLS, ephemeral and pushed credentials are not here yet.
+// an association and pion's, one for the time), and the log.
 package turn
 
 import (
@@ -74,10 +74,12 @@ type Config struct {
 	Proxies []netip.Prefix
 	// HTTPS takes the connections for the web on an address of TCP that both use; nil = none is.
 	HTTPS *listen.Handover
-	// Connections at once, and those of one source, an IPv4 address or an IPv6 /64.
-	// Zeros mean 8192 and 256.
+	// DTLS takes clients on DTLS (RFC 7350) at the addresses of Listen, besides UDP. It needs Certificate.
+	DTLS bool
+	// Connections at once, and those of one source, an IPv4 address or an IPv6 /64; the same again for
+	// associations of DTLS. Zeros mean 8192 and 256.
 	MaxConnections, MaxConnectionsSource int
-	// Idle is how long a connection may be without an allocation; 0 = 30 s.
+	// Idle is how long a connection or an association may be without an allocation; 0 = 30 s.
 	Idle time.Duration
 
 	// Secrets returns those of ephemeral credentials, newest first (keyring.OpenSecrets); nil = such
@@ -122,7 +124,10 @@ type Server struct {
 	relays    sync.WaitGroup
 	tcp       *listen.Streams // nil = none
 	streams   streams
+	dtls      *listen.DTLS // nil = none
 	stopping  atomic.Bool
+
+	associations associations
 
 	sendErrors, tooLong atomic.Uint64
 
@@ -135,7 +140,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
+	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}, associations: associations{open: map[core.Tuple]*listen.Association{}}}
 	for _, a := range cfg.Listen {
 		c, err := listen.UDP("turn.listen", a)
 		if err != nil {
@@ -146,7 +151,7 @@ func New(cfg Config) (*Server, error) {
 		_ = c.SetWriteBuffer(listenBuffer)
 		s.listeners = append(s.listeners, c)
 	}
-	if err := s.newStreams(); err != nil {
+	if err := errors.Join(s.newStreams(), s.newDTLS()); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 	}
 	peers, err := s.peers()
@@ -277,6 +282,9 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 // Close closes the listening sockets and connections of a server that is not to be served. Serve closes them itself.
 func (s *Server) Close() error {
 	var errs []error
+	if s.dtls != nil {
+		s.dtls.Close() // while it can still tell its clients
+	}
 	for _, c := range s.listeners {
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
@@ -414,6 +422,12 @@ type Stats struct {
 	ConnectionsRefused map[string]uint64 // before a first message, by cause
 	ConnectionsEnded   map[string]uint64 // by cause
 	QueueDropped       uint64            // packets of peers that a connection had no room for
+
+	// Clients on DTLS.
+	Associations        int // now
+	DTLS                uint64
+	AssociationsRefused map[string]uint64 // before a first message, by cause
+	AssociationsEnded   map[string]uint64 // by cause
 }
 
 // Stats returns the counters.
@@ -432,6 +446,14 @@ func (s *Server) Stats() Stats {
 	}
 	for i, n := range c.Ended {
 		out.Ended[core.EndCause(i).String()] = n
+	}
+	if s.dtls != nil {
+		d := s.dtls.Stats()
+		out.Associations, out.DTLS, out.AssociationsRefused = d.Open, d.Begun, d.Refused
+		out.AssociationsEnded = make(map[string]uint64, len(associationEnds))
+		for _, why := range associationEnds {
+			out.AssociationsEnded[streamEnds[why]] = s.associations.ends[why].Load()
+		}
 	}
 	if s.tcp == nil {
 		return out

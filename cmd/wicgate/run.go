@@ -145,7 +145,7 @@ func (h *house) build() error {
 		{h.has("waf") || h.has("epcscf") || h.has("turn"), h.openNews},
 		{h.has("waf") || h.has("turn"), h.openKeys},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
-		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
+		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && h.file.TURN.Secure(), h.openTrust},
 		{h.has("turn"), h.turn},
 		{h.has("imsagw"), h.imsagw},
 		{h.has("democore"), h.democore},
@@ -287,9 +287,9 @@ func (h *house) turn(*http.ServeMux) error {
 	}
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
-		Proxies: prefixes(c.TrustedProxies),
-		Relay:   turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
-		Peers:   peers, Keys: h.rings,
+		Proxies: prefixes(c.TrustedProxies), DTLS: c.DTLS,
+		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
+		Peers: peers, Keys: h.rings,
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
 		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",

@@ -127,7 +127,7 @@ const certificateSoon = 14 * 24 * time.Hour
 func (c *checker) certificate(now time.Time) {
 	h := c.File.HTTPS
 	front := c.has("waf", "wwsf", "epcscf")
-	if h.Certificate == "" || !front && (!c.has("turn") || len(c.File.TURN.ListenTCP) == 0) {
+	if h.Certificate == "" || !front && (!c.has("turn") || !c.File.TURN.Secure()) {
 		return
 	}
 	if h.CA != "" {
@@ -166,7 +166,7 @@ func (c *checker) certificate(now time.Time) {
 	if front {
 		c.covers(leaf, "https.url", c.File.HTTPS.URL.Host())
 	}
-	if c.has("turn") && len(c.File.TURN.ListenTCP) > 0 {
+	if c.has("turn") && c.File.TURN.Secure() {
 		for i, host := range c.File.TURN.SecureURLs() {
 			c.covers(leaf, fmt.Sprintf("turn.urls[%d]", i), host)
 		}

@@ -65,6 +65,7 @@ type TURN struct {
 	Listen         []AddrPort `yaml:"listen"`
 	ListenTCP      []AddrPort `yaml:"listen_tcp"`
 	TrustedProxies []Prefix   `yaml:"trusted_proxies"`
+	DTLS           bool       `yaml:"dtls"`
 	URLs           []string   `yaml:"urls"`
 	Keys           string     `yaml:"keys"`
 	Relay          Side       `yaml:"relay"`
@@ -424,6 +425,7 @@ func (f *File) check() error {
 		when(len(f.TURN.Listen)+len(f.TURN.ListenTCP) == 0, "turn.listen: names no address, and turn.listen_tcp neither"),
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
 		f.TURN.checkURLs(),
+		when(f.TURN.DTLS && len(f.TURN.Listen) == 0, "turn.dtls: needs an address in turn.listen"),
 		when(f.TURN.Profile != "ims" && f.TURN.Profile != "general", "turn.profile: want ims or general, not %q", f.TURN.Profile),
 		when(f.EPCSCF.Guests.Calls < 1 || f.EPCSCF.Guests.Calls > 8, "epcscf.guests.calls: want 1 to 8, not %d", f.EPCSCF.Guests.Calls),
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
@@ -521,8 +523,8 @@ func (t TURN) checkURLs() error {
 		switch {
 		case !ok:
 			return fmt.Errorf("turn.urls: %q is not a TURN URI (RFC 7065) such as turn:turn.example.org:3478?transport=udp", s)
-		case u.secure && u.transport == "udp":
-			return fmt.Errorf("turn.urls: %q asks for DTLS, which is not served; turns: goes with transport=tcp", s)
+		case u.secure && u.transport == "udp" && !t.DTLS:
+			return fmt.Errorf("turn.urls: %q asks for DTLS; set turn.dtls: true, or let turns: go with transport=tcp", s)
 		case u.transport == "tcp" && len(t.ListenTCP) == 0:
 			return fmt.Errorf("turn.urls: %q needs an address in turn.listen_tcp", s)
 		case u.transport == "udp" && len(t.Listen) == 0:
@@ -531,6 +533,9 @@ func (t TURN) checkURLs() error {
 	}
 	return nil
 }
+
+// Secure says whether the server shows a certificate.
+func (t TURN) Secure() bool { return len(t.ListenTCP) > 0 || t.DTLS }
 
 // SecureURLs are the hosts of the turns: entries of urls, by their place there.
 func (t TURN) SecureURLs() map[int]string {

@@ -3,6 +3,7 @@ package listen
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -479,7 +480,7 @@ func TestDTLSClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Close()
-	if _, err := conn.Read(make([]byte, 10)); err != io.EOF {
+	if _, err := conn.Read(make([]byte, 10)); !errors.Is(err, io.EOF) {
 		t.Errorf("%v, want EOF", err)
 	}
 	b.refusesOne()

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/dtls/v3"
+
 	"wicgate/internal/wire/stun"
 )
 
@@ -28,7 +30,7 @@ type transport interface {
 func connect(cfg Config) (transport, error) {
 	switch {
 	case cfg.Conn == nil:
-	case cfg.Network == "udp":
+	case cfg.Network == "udp", cfg.Network == "dtls":
 		return &association{cfg.Conn}, nil
 	default:
 		return &connection{conn: cfg.Conn, r: bufio.NewReader(cfg.Conn)}, nil
@@ -57,8 +59,25 @@ func connect(cfg Config) (transport, error) {
 			c = t
 		}
 		return &connection{conn: c, r: bufio.NewReader(c)}, nil
+	case "dtls":
+		socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local(cfg)))
+		if err != nil {
+			return nil, fmt.Errorf("turn: open a socket towards %v: %w", cfg.Server, err)
+		}
+		c, err := dtls.ClientWithOptions(socket, net.UDPAddrFromAddrPort(cfg.Server),
+			dtls.WithRootCAs(cfg.TLS.RootCAs), dtls.WithServerName(cfg.TLS.ServerName), dtls.WithSupportedProtocols("stun.turn"))
+		if err == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+			defer cancel()
+			err = c.HandshakeContext(ctx)
+		}
+		if err != nil {
+			_ = socket.Close() // the handshake has said what is wrong
+			return nil, fmt.Errorf("turn: DTLS with %v: %w", cfg.Server, err)
+		}
+		return &association{c}, nil
 	}
-	return nil, fmt.Errorf("turn: network %q: want udp, tcp or tls", cfg.Network)
+	return nil, fmt.Errorf("turn: network %q: want udp, dtls, tcp or tls", cfg.Network)
 }
 
 // datagrams is UDP.

@@ -106,8 +106,12 @@ type Config struct {
 type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
-	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without
+	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without; or TransportDTLS
 }
+
+// TransportDTLS is the Transport of a client on DTLS, which may share its address with one on plain
+// UDP. IANA has reserved the number.
+const TransportDTLS uint8 = 255
 
 // ID names an allocation for the life of a Core. Zero is none.
 type ID uint64
