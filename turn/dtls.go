@@ -83,7 +83,7 @@ func (s *Server) toAssociation(a *core.Action) {
 
 // serveAssociation serves one client until its association ends, and its allocation with it.
 func (s *Server) serveAssociation(a *listen.Association) {
-	t := core.Tuple{Client: a.Remote, Listener: uint16(a.Listener), Transport: core.TransportDTLS}
+	t := core.Tuple{Client: a.Remote, Listener: uint16(a.Listener), Transport: core.TransportDTLS, Tenant: s.chosen.by(uint16(a.Listener), a.ServerName)}
 	s.associations.set(t, a)
 	s.log.Debug("turn: association", "client", a.Remote, "alpn", a.Protocol)
 	w := newWorker(s)

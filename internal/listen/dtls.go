@@ -76,9 +76,10 @@ type clientAt struct {
 // owns it.
 type Association struct {
 	net.Conn
-	Protocol string // agreed by ALPN, "" = none
-	Listener int
-	Remote   netip.AddrPort
+	Protocol   string // agreed by ALPN, "" = none
+	ServerName string // as in Conn
+	Listener   int
+	Remote     netip.AddrPort
 
 	server  *DTLS
 	random  [randomSize]byte // of its ClientHello, which tells it from the client's next
@@ -155,6 +156,7 @@ func (d *DTLS) hello(at clientAt, h *hello, old *Association) {
 	a.in <- h.first()
 	conn, err := dtls.ServerWithOptions((*side)(a), net.UDPAddrFromAddrPort(at.client),
 		dtls.WithGetCertificate(func(i *dtls.ClientHelloInfo) (*tls.Certificate, error) {
+			a.ServerName = i.ServerName
 			return d.cfg.Certificate(&tls.ClientHelloInfo{ServerName: i.ServerName, SupportedVersions: []uint16{tls.VersionTLS12}})
 		}),
 		dtls.WithCipherSuites(

@@ -60,6 +60,7 @@ const (
 	refusedTLS           = "tls"             // handshake failed: version, ALPN, the client's trust
 	refusedGone          = "gone"            // closed before its first byte
 	refusedProtocol      = "protocol"        // neither TLS nor plain, or TLS without a certificate
+	refusedACME          = "acme"            // a CA's look at the certificate (RFC 8737): nothing follows the handshake
 	refusedProxyHeader   = "proxy_header"    // of a trusted proxy: missing or malformed
 	refusedProxySource   = "proxy_untrusted" // a PROXY header from who is not a trusted proxy
 	refusedCookie        = "cookie"          // of DTLS: not ours for this client, or too old

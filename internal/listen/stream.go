@@ -76,9 +76,11 @@ type StreamStats struct {
 type Conn struct {
 	net.Conn // *tls.Conn or plain
 	TLS      bool
-	Protocol string         // agreed by ALPN, "" = none
-	Listener int            // index in Addrs
-	Remote   netip.AddrPort // the client's; behind a proxy, as its header says
+	Protocol string // agreed by ALPN, "" = none
+	// ServerName is what the client asked for by SNI (RFC 6066 §3), "" = none.
+	ServerName string
+	Listener   int            // index in Addrs
+	Remote     netip.AddrPort // the client's; behind a proxy, as its header says
 
 	raw     net.Conn // below TLS; nil = Conn
 	visitor visitor
@@ -109,12 +111,12 @@ func NewStreams(cfg StreamConfig) (*Streams, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Streams{cfg: cfg, gate: newGate(cfg.Limits, refusedGone, refusedProtocol, refusedProxyHeader, refusedProxySource)}
+	s := &Streams{cfg: cfg, gate: newGate(cfg.Limits, refusedGone, refusedProtocol, refusedACME, refusedProxyHeader, refusedProxySource)}
 	if cfg.Certificate != nil {
-		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cfg.Certificate, NextProtos: cfg.Protocols}
+		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cfg.Certificate, NextProtos: append(slices.Clone(cfg.Protocols), ACMEProtocol)}
 		if cfg.HTTPS != nil {
 			s.web = s.tls.Clone()
-			s.web.NextProtos = append(slices.Clone(httpProtocols), cfg.Protocols...)
+			s.web.NextProtos = append(slices.Clone(httpProtocols), s.tls.NextProtos...)
 		}
 	}
 	for _, a := range cfg.Addrs {
@@ -252,7 +254,11 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 			}
 			return refusedTLS, err
 		}
-		c.Conn, c.TLS, c.Protocol = t, true, t.ConnectionState().NegotiatedProtocol
+		state := t.ConnectionState()
+		c.Conn, c.TLS, c.Protocol, c.ServerName = t, true, state.NegotiatedProtocol, state.ServerName
+		if c.Protocol == ACMEProtocol {
+			return refusedACME, nil
+		}
 	case first != 22 && s.cfg.Plain(first):
 		c.Conn = p
 	case !c.proxied && p.posesAsProxy():
