@@ -110,8 +110,9 @@ type house struct {
 
 	bus         *store.NATS
 	rings       *keyring.Ring
-	ca          *listen.CA   // nil where a certificate is configured
-	acme        *acme.Client // nil: certificates are not got by ACME
+	ca          *listen.CA    // nil where a certificate is configured
+	files       *listen.Files // of the certificate, where it is configured
+	acme        *acme.Client  // nil: certificates are not got by ACME
 	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client      *http.Client
 	users       []waf.User // demo users, where there are any
@@ -224,7 +225,7 @@ func (h *house) openTrust(*http.ServeMux) (err error) {
 		if err != nil {
 			return err
 		}
-		h.cert = files.GetCertificate
+		h.files, h.cert = files, files.GetCertificate
 	}
 	if c.CA != "" {
 		if pool, err = listen.PoolFile(c.CA); err != nil {
