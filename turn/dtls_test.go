@@ -14,6 +14,7 @@ import (
 	"github.com/pion/dtls/v3"
 	"go.uber.org/goleak"
 
+	"wicgate/internal/keyring"
 	"wicgate/internal/secret"
 	"wicgate/internal/turnclient"
 )
@@ -204,6 +205,23 @@ func TestIdleAssociations(t *testing.T) {
 		t.Error(err)
 	}
 	b.eventually("the third, after its allocation", func(st Stats) bool { return st.AssociationsEnded["idle"] == 3 })
+}
+
+// TestDTLSTenant: the name that the client asks for chooses the tenant, as in TLS.
+func TestDTLSTenant(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	listening, trust := secured(t)
+	b := start(t, listening, func(c *Config) {
+		other := Tenant{Name: "other.test", Keys: keyring.New("other.test"), Peers: c.Peers}
+		c.Tenants = []Other{{Tenant: other, ServerNames: []string{"localhost"}}}
+	})
+	c := b.secure(trust, turnclient.Credential{})
+	if _, err := c.Allocate(timeout(t), 0); err == nil {
+		t.Error("an allocation without a credential")
+	}
+	if got := c.ThirdPartyAuthorization(); got != "other.test" {
+		t.Errorf("challenged by %q", got)
+	}
 }
 
 // TestDTLSOff: without DTLS its packets are nobody's.

@@ -180,6 +180,11 @@ func (r *review) turn() {
 			r.warn(fmt.Sprintf("turn.listen[%d]", i), "name the address that clients use", "%v: on a machine with several addresses, answers may leave from another than was asked", l)
 		}
 	}
+	for i, p := range c.TrustedProxies {
+		if p.Bits() == 0 {
+			r.error(fmt.Sprintf("turn.trusted_proxies[%d]", i), "name the load balancers' addresses", "%v: anybody may say whose a connection is", p)
+		}
+	}
 	if c.Credentials == "strict" && r.Line("turn.grace_max") != 0 {
 		r.warn("turn.grace_max", "take it out, or choose turn.credentials: call-grace", "has no effect with turn.credentials: strict")
 	}
