@@ -77,7 +77,7 @@ var guests = map[string][]string{
 	"github.com/pion/transport/v5":     {"imsagw", "internal/listen"},
 	"golang.org/x/crypto/argon2":       {"waf"},
 	"golang.org/x/time/rate":           {"waf", "epcscf"},
-	"golang.org/x/sys/unix":            {"cmd/wicgate", "internal/admin", "internal/check", "test"},
+	"golang.org/x/sys/unix":            {"cmd/wicgate", "internal/admin", "internal/check", "turn", "test"},
 	"github.com/prometheus/":           {"internal/obs"},
 	"golang.org/x/sync/errgroup":       {"waf"},
 	"github.com/chromedp/":             {"test"},

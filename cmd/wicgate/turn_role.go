@@ -58,7 +58,7 @@ func (h *house) turn(*http.ServeMux) error {
 		Tenant: first, Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
-		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
+		TCPRelay: c.TCPRelay, ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
 	if err != nil {
 		return err

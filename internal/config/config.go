@@ -97,6 +97,7 @@ type TURN struct {
 
 	ChannelNumbers string   `yaml:"channel_numbers"`
 	NATDiscovery   string   `yaml:"nat_discovery"`
+	TCPRelay       bool     `yaml:"tcp_relay"`
 	Tenants        []Tenant `yaml:"tenants"`
 }
 

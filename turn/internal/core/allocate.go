@@ -24,11 +24,17 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		return // still opening: the answer is on its way
 	}
 	// 3. REQUESTED-TRANSPORT.
-	if proto, err := stun.ParseByte(r.transport); err != nil {
+	proto, err := stun.ParseByte(r.transport)
+	tcp := proto == stun.ProtocolTCP && c.cfg.TCPRelay
+	switch {
+	case err != nil:
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
-	} else if proto != stun.ProtocolUDP {
+	case proto != stun.ProtocolUDP && !tcp:
 		c.fail(r, out, 442, CauseTransport, nil)
+		return
+	case tcp && (r.tuple.Transport != stun.ProtocolTCP || r.evenPort != nil || r.reservation != nil): // RFC 6062 §5.1
+		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
 	// 4. DONT-FRAGMENT is an unknown attribute here and has been answered with 420.
@@ -132,14 +138,14 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.lastID++
 	a = &allocation{
-		id: c.lastID, tuple: r.tuple, families: families, next: next, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
+		id: c.lastID, tuple: r.tuple, tcp: tcp, families: families, next: next, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
 		born: r.now, expires: r.now.Add(min(openTimeout, create.lifetime)),
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
 	r.tenant.add(a)
 	heap.Push(&c.queue, a)
-	do := Action{Kind: Open, ID: a.id, Families: families, Even: even, Next: next, Tuple: a.tuple}
+	do := Action{Kind: Open, ID: a.id, Families: families, TCP: tcp, Even: even, Next: next, Tuple: a.tuple}
 	if redeemed >= 0 {
 		do.Relay = c.reserved[redeemed].socket.Relay
 		c.reserved = slices.Delete(c.reserved, redeemed, redeemed+1)

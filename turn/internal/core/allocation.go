@@ -23,6 +23,7 @@ type allocation struct {
 	id       ID
 	tuple    Tuple
 	state    state
+	tcp      bool // RFC 6062: the relay sockets are TCP's
 	owner    string
 	books    *owner // the tenant's, of owner
 	families byte   // that Open asked for
@@ -43,6 +44,7 @@ type allocation struct {
 	permissions map[netip.Addr]time.Time // IP address -> expiry
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
+	conns       map[netip.AddrPort]*conn // of a TCP allocation, by peer
 	traffic     Traffic
 	meter       meter
 }

@@ -63,6 +63,11 @@ func (c *Core) authenticate(r *request, a *allocation, out *Outbox) bool {
 		return false
 	}
 	features, ok := c.checkNonce(r.nonce, r.now, r.tuple)
+	if !ok && r.method == stun.ConnectionBind && a != nil {
+		// RFC 6062 clients bring the nonce of the control connection along. That both receive what is
+		// sent to them their handshakes have shown.
+		features, ok = c.checkNonce(r.nonce, r.now, a.tuple)
+	}
 	if !ok {
 		if c.spend(r, out) {
 			c.fail(r, out, 438, CauseStaleNonce, nil)

@@ -85,6 +85,7 @@ type Config struct {
 	// ChannelNumbers5766 takes the channel numbers up to 0x7FFF of RFC 5766 too.
 	ChannelNumbers5766 bool
 
+	TCPRelay     bool          // RFC 6062
 	NATDiscovery *NATDiscovery // nil = off
 
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
@@ -127,6 +128,8 @@ type Core struct {
 	reserved []reservation // oldest first; bounded
 	queue    expiryQueue
 	lastID   ID
+	conns    map[Conn]*conn // of TCP allocations
+	waiting  []*conn        // for ConnectionBind, in the order of expiry; ended and bound ones too
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	swept    time.Time            // when living was last looked through for what is over
@@ -143,7 +146,7 @@ func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate), tenants: []*tenant{newTenant(cfg.Tenant)},
 		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, locals: map[netip.AddrPort]netip.AddrPort{},
-		living: map[string]time.Time{},
+		living: map[string]time.Time{}, conns: map[Conn]*conn{},
 	}
 	for _, t := range cfg.Others {
 		c.tenants = append(c.tenants, newTenant(t))
@@ -191,6 +194,12 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	case stun.NewType(stun.Allocate, stun.Request), stun.NewType(stun.Refresh, stun.Request),
 		stun.NewType(stun.CreatePermission, stun.Request), stun.NewType(stun.ChannelBind, stun.Request):
 		c.request(r, out)
+	case stun.NewType(stun.Connect, stun.Request), stun.NewType(stun.ConnectionBind, stun.Request):
+		if !c.cfg.TCPRelay {
+			c.refuse(out, CauseMethod, nil)
+			return
+		}
+		c.request(r, out)
 	case stun.NewType(stun.Send, stun.Indication):
 		c.send(r, out)
 	case stun.NewType(stun.Binding, stun.Indication): // a keep-alive (RFC 8489 §7.3.2, ICE)
@@ -203,6 +212,13 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 // request handles the methods that need authentication.
 func (c *Core) request(r *request, out *Outbox) {
 	a := c.lookup(r.tuple, r.now, out)
+	var n *conn
+	if r.method == stun.ConnectionBind {
+		// It comes on a connection of its own, and is verified under the allocation's credential.
+		if n = c.bindable(r); n != nil {
+			a = n.a
+		}
+	}
 	if !c.authenticate(r, a, out) {
 		return
 	}
@@ -213,6 +229,10 @@ func (c *Core) request(r *request, out *Outbox) {
 	}
 	if r.method == stun.Allocate {
 		c.allocate(r, a, out)
+		return
+	}
+	if r.method == stun.ConnectionBind {
+		c.connectionBind(r, n, out)
 		return
 	}
 	// RFC 8656 §5: the 5-tuple must have an allocation, else 437, and it must be the client's who
@@ -229,6 +249,8 @@ func (c *Core) request(r *request, out *Outbox) {
 		c.fail(r, out, 441, CauseWrongCredentials, nil)
 	case r.method == stun.CreatePermission:
 		c.createPermission(r, a, out)
+	case r.method == stun.Connect:
+		c.connect(r, a, out)
 	default:
 		c.channelBind(r, a, out)
 	}
@@ -270,16 +292,22 @@ func (c *Core) NextTimeout() (at time.Time, ok bool) {
 	if len(c.reserved) > 0 && (!ok || c.reserved[0].expires.Before(at)) {
 		at, ok = c.reserved[0].expires, true
 	}
+	if n := c.nextWaiting(); n != nil && (!ok || n.expires.Before(at)) {
+		at, ok = n.expires, true
+	}
 	return at, ok
 }
 
-// Timeout ends the allocations and reservations whose time has come.
+// Timeout ends the allocations, reservations and waiting connections whose time has come.
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
 		c.expire(c.queue[0], now, out)
 	}
 	c.releaseExpired(now, out)
+	for n := c.nextWaiting(); n != nil && !now.Before(n.expires); n = c.nextWaiting() {
+		c.drop(n, true, out)
+	}
 }
 
 // Revoke ends all allocations of pseudonym and returns how many they were. It keeps nothing: that
@@ -421,6 +449,11 @@ func (c *Core) endHalf(a *allocation, h *half, e *Ended, out *Outbox) {
 		if a.half(ch.peer.Addr()) == h {
 			delete(a.channels, n)
 			delete(a.byPeer, ch.peer)
+		}
+	}
+	for peer, n := range a.conns {
+		if a.half(peer.Addr()) == h {
+			c.drop(n, true, out)
 		}
 	}
 	delete(c.relays, h.Relayed)

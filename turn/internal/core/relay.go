@@ -30,7 +30,7 @@ func (c *Core) send(r *request, out *Outbox) {
 		return
 	}
 	peer, err := stun.ParseXORAddress(r.peer, r.msg.TransactionID())
-	if err != nil || r.data == nil { // DATA of no bytes is legal, no DATA is not
+	if err != nil || r.data == nil || a.tcp { // DATA of no bytes is legal, no DATA is not
 		c.refuse(out, CauseBadRequest, nil)
 		return
 	}
