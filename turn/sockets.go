@@ -40,6 +40,10 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 		take: func() *desk { return d },
 		give: func(*desk) {},
 		packet: func(d *desk, room []byte, n int, from netip.AddrPort) bool {
+			if s.dtls != nil && isDTLS(room[:n]) {
+				s.dtls.Packet(int(number), from, room[:n])
+				return true
+			}
 			t := core.Tuple{Client: from, Listener: number, Transport: stun.ProtocolUDP, Tenant: s.chosen.by(number, "")}
 			s.fromClient(&d.worker, time.Now(), t, room[:n])
 			return true
@@ -67,7 +71,7 @@ func (s *Server) serve(c *net.UDPConn, whose string, r reader) {
 func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byte) (holds bool) {
 	s.mu.Lock()
 	s.core.FromClient(now, t, packet, &w.out)
-	if t.Transport == stun.ProtocolTCP { // nobody else asks
+	if t.Transport != stun.ProtocolUDP { // nobody else asks
 		holds = s.core.Holds(t)
 	}
 	s.mu.Unlock()
@@ -96,8 +100,12 @@ func (w *worker) act(out *core.Outbox) {
 		a := &out.Actions[i]
 		switch a.Kind {
 		case core.ToClient:
-			if a.Tuple.Transport == stun.ProtocolTCP {
+			switch a.Tuple.Transport {
+			case stun.ProtocolTCP:
 				s.toStream(a)
+				continue
+			case core.TransportDTLS:
+				s.toAssociation(a)
 				continue
 			}
 			if _, err := s.listeners[a.Tuple.Listener].WriteToUDPAddrPort(a.Data, a.Tuple.Client); err != nil {

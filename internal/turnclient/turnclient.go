@@ -52,9 +52,12 @@ func LongTerm(username string, password secret.Bytes) Credential {
 // Config is how a [Client] is. Server is required.
 type Config struct {
 	Server netip.AddrPort
-	// Network is how to reach it: "udp", which is the default, "tcp" or "tls".
+	// Network is how to reach it: "udp", which is the default, "dtls", "tcp" or "tls".
 	Network string
-	// TLS is for the network tls: RootCAs, and ServerName, which is verified.
+	// Conn is used where it is not nil, in place of dialling Server: messages are framed in it for
+	// tcp and tls, and each is one Write for udp and dtls.
+	Conn net.Conn
+	// TLS is for the networks tls and dtls: RootCAs, and ServerName, which is verified.
 	TLS        *tls.Config
 	Local      netip.AddrPort // to send from; zero = any
 	Credential Credential
@@ -527,7 +530,7 @@ func (c *Client) exchange(ctx context.Context, method stun.Method, body Attribut
 
 // resend sends a request for the first time, and again where packets get lost.
 func (c *Client) resend(try int, b []byte) error {
-	if try > 0 && c.cfg.Network != "udp" {
+	if try > 0 && (c.cfg.Network == "tcp" || c.cfg.Network == "tls") {
 		return nil
 	}
 	return c.conn.write(b)

@@ -106,10 +106,14 @@ type Config struct {
 type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
-	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without
+	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without; or TransportDTLS
 	// Tenant is the one that the listener or the name in TLS has chosen: 1 = the first, 0 = none.
 	Tenant uint16
 }
+
+// TransportDTLS is the Transport of a client on DTLS, which may share its address with one on plain
+// UDP. IANA has reserved the number.
+const TransportDTLS uint8 = 255
 
 // ID names an allocation for the life of a Core. Zero is none.
 type ID uint64
