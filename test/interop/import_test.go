@@ -2,7 +2,9 @@ package interop
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -221,7 +223,7 @@ func postgres(t *testing.T) string {
 	var log bytes.Buffer
 	server := exec.Command(found[len(found)-1], "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB")
 	server.SysProcAttr, server.Dir, server.Stdout, server.Stderr = attr, "/", &log, &log
-	start(t, server, syscall.SIGINT, &log)
+	serve(t, server, syscall.SIGINT, &log)
 	until(t, func() bool {
 		ask := exec.Command("psql", "-X", "-w", "-q", "-c", "select 1", "-d", "host="+dir+" dbname=postgres user=turn")
 		ask.Env = append(os.Environ(), "PGPASSWORD=hunter2")
@@ -230,8 +232,8 @@ func postgres(t *testing.T) string {
 	return dir
 }
 
-// start starts a server, which the test's end ends with a signal.
-func start(t *testing.T, server *exec.Cmd, end os.Signal, log *bytes.Buffer) {
+// serve starts a server, which the test's end ends with a signal.
+func serve(t *testing.T, server *exec.Cmd, end os.Signal, log *bytes.Buffer) {
 	t.Helper()
 	server.WaitDelay = 5 * time.Second
 	if err := server.Start(); err != nil {
@@ -266,7 +268,7 @@ func TestImportRedis(t *testing.T) {
 	var log bytes.Buffer
 	server := exec.Command("redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "", "--dir", t.TempDir(), "--requirepass", "hunter2")
 	server.SysProcAttr, server.Stdout, server.Stderr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}, &log, &log
-	start(t, server, syscall.SIGTERM, &log)
+	serve(t, server, syscall.SIGTERM, &log)
 	tell := func(args ...string) error {
 		cmd := exec.Command("redis-cli", append([]string{"-p", port, "-n", "2", "-e"}, args...)...)
 		cmd.Env = append(os.Environ(), "REDISCLI_AUTH=hunter2")
@@ -317,5 +319,70 @@ func TestOptionsOfDebiansCoturn(t *testing.T) {
 		if name := string(f[1]); !slices.Contains(coturn.Names(), name) {
 			t.Errorf("--%s is not known", name)
 		}
+	}
+}
+
+// TestImportServesTheSameClients: who is served by Debian's turnserver is served by wicgate with what was
+// imported, on the same port, with the same credentials; and who is not, is not.
+func TestImportServesTheSameClients(t *testing.T) {
+	key, err := exec.CommandContext(t.Context(), "turnadmin", "-k", "-u", "ninefingers", "-r", "north.gov", "-p", "youhavetoberealistic").Output()
+	if err != nil {
+		t.Fatalf("coturn is missing: run test/setup.sh (%v)", err)
+	}
+	for name, c := range map[string]struct {
+		conf      string
+		good, bad [][]string // arguments of turnutils_uclient
+	}{
+		"users": {"lt-cred-mech\nuser=gorst:hero\nuser=ninefingers:" + strings.TrimSpace(string(key)),
+			[][]string{{"-u", "gorst", "-w", "hero"}, {"-u", "ninefingers", "-w", "youhavetoberealistic", "-t"}}, [][]string{{"-u", "gorst", "-w", "youhavetoberealistic"}}},
+		"secret": {"use-auth-secret\nstatic-auth-secret=the first of two secrets\nstatic-auth-secret=the second of two secrets",
+			[][]string{{"-u", "gorst", "-W", "the first of two secrets"}, {"-u", "gorst", "-W", "the second of two secrets", "-t"}}, [][]string{{"-u", "gorst", "-W", "a third that nobody has"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, port := lab.DataFolder(t), strconv.Itoa(FreePort(t))
+			file := filepath.Join(dir, "turnserver.conf")
+			conf := "listening-ip=127.0.0.1\nlistening-port=" + port + "\nrealm=north.gov\nmin-port=30000\nmax-port=30999\nno-tls\nno-dtls\nno-cli\nallow-loopback-peers\nno-rfc5780\n" + c.conf + "\n"
+			if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			serves := func(who string, args []string, want bool) {
+				t.Helper()
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				out, err := exec.CommandContext(ctx, "turnutils_uclient", append(args, "-y", "-c", "-n", "5", "-m", "1", "-p", port, "127.0.0.1")...).CombinedOutput()
+				if got := err == nil && strings.Contains(string(out), "Total lost packets 0 (0.000000%)"); got != want {
+					t.Errorf("%s, %v: served %v, want %v: %v\n%s", who, args, got, want, err, out)
+				}
+			}
+			all := func(who string) {
+				t.Helper()
+				for _, args := range c.good {
+					serves(who, args, true)
+				}
+				for _, args := range c.bad {
+					serves(who, args, false)
+				}
+			}
+			t.Run("turnserver", func(t *testing.T) {
+				var log bytes.Buffer
+				server := exec.Command("turnserver", "-c", file, "--log-file=stdout", "--pidfile="+filepath.Join(dir, "pid"), "--userdb="+filepath.Join(dir, "turndb"))
+				server.SysProcAttr, server.Stdout, server.Stderr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}, &log, &log
+				serve(t, server, syscall.SIGTERM, &log)
+				until(t, func() bool {
+					c, err := net.Dial("tcp", "127.0.0.1:"+port)
+					if err == nil {
+						_ = c.Close()
+					}
+					return err == nil
+				})
+				all("turnserver")
+			})
+			out := filepath.Join(dir, "out")
+			if said, err := exec.CommandContext(t.Context(), lab.Binary(t), "import", "coturn", file, "--out", out).CombinedOutput(); err != nil {
+				t.Fatalf("%v %s", err, said)
+			}
+			lab.Start(t, nil, filepath.Join(dir, "data"), "--config", filepath.Join(out, coturn.FileYAML), "turn")
+			all("wicgate")
+		})
 	}
 }
