@@ -88,7 +88,7 @@ func TestGuides(t *testing.T) {
 }
 
 // awaits are keys that the configuration's parser is still to learn; a key that it knows fails here.
-var awaits = []string{"mobility", "dtls"}
+var awaits = []string{"dtls"}
 
 // TestAwaits: the table shrinks when the parser grows.
 func TestAwaits(t *testing.T) {
@@ -342,7 +342,11 @@ func database() Database {
 			{"north.gov", "broken", s("7da2")}, {"north.gov", "line\nbreak", s("7da2270ccfa49786e0115366d3a3d14d")}, {"crinna.org", "whirrun", s("6972e85e51f36e53b0b61759c5a5219a")},
 		},
 		Secrets: []Credential{{"north.gov", "", s("a secret of the north")}, {"north.gov", "", s("short")}, {"crinna.org", "", s("a secret of the south")}},
-		Keys:    []Credential{{"north.gov", "union", s("MTIzNDU2Nzg5MDEyMzQ1Ngo=")}},
+		Keys: []OAuthKey{
+			{"north.gov", "union", "A128GCM", s("MTIzNDU2Nzg5MDEyMzQ1Ngo="), "", ""}, {"", "oldempire", "", s("MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIK"), "1767225600", "3600"},
+			{"crinna.org", "north", "A256GCM", s("MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDEK"), "0", "0"}, {"", "short", "A256GCM", s("MTIzNDU2Nzg5MDEyMzQ1Ngo="), "0", "0"},
+			{"", "a b", "", s(""), "", ""}, {"", "cbc", "A256CBC", s(""), "", ""}, {"", "text", "", s("%"), "", ""}, {"", "when", "A128GCM", s("MTIzNDU2Nzg5MDEyMzQ1Ngo="), "x", "1"},
+		},
 		Allowed: []Record{{"", "", "172.17.13.200"}, {"crinna.org", "", "172.17.13.202"}},
 		Denied:  []Record{{"north.gov", "", "45.1.0.0-45.1.255.255"}, {"crinna.org", "", "45.2.0.0-45.2.255.255"}},
 		Limits:  []Record{{"north.gov", "user-quota", "50"}, {"north.gov", "total-quota", "12000"}, {"crinna.org", "user-quota", "7"}, {"north.gov", "max-bps", "500000"}},
@@ -359,11 +363,14 @@ func TestDatabase(t *testing.T) {
 	}{
 		{"users", "realm=north.gov\nlt-cred-mech\nuserdb=/x\n", place,
 			[]string{"bc807ee29df3c9ffa736523fb2c4e8ee - ninefingers\n", "7da2270ccfa49786e0115366d3a3d14d - gorst\n", `"broken": a key is 32`, "a name of 10 bytes", "172.17.13.200/32 1024-65535", "45.1.0.0/16", "quota: 50",
-				"quota_total: 12000", "allocation: 8000000", `another realm, "crinna.org"`, "1 key (union)", "taken over     3: userdb: read: a test", "2 users without a password that is known", "2 rows"},
+				"quota_total: 12000", "allocation: 8000000", `another realm, "crinna.org"`, "8 keys: turnserver does not look at them without oauth", "taken over     3: userdb: read: a test", "2 users without a password that is known", "2 rows"},
 			[]string{"whirrun", "172.17.13.202", "45.2", "secret of"}},
 		{"secrets", "realm=north.gov\nuse-auth-secret\n", place, []string{"\na secret of the north\n", "a secret of 5 bytes is left out", "4 users: turnserver does not look at users"}, []string{"ninefingers", "secret of the south", "-- turn-users"}},
 		{"the other realm", "realm=north.gov\n", Place{Realm: "crinna.org", Dir: "/etc"}, []string{"name: crinna.org", "6972e85e51f36e53b0b61759c5a5219a - whirrun", "45.2.0.0/16", "quota: 7"}, []string{"gorst", "45.1."}},
 		{"lists left alone", "realm=north.gov\nno-dynamic-ip-list\nno-dynamic-realms\n", place, nil, []string{"45.1", "172.17.13.200", "quota: 50"}},
+		{"tokens", "realm=north.gov\noauth\nlt-cred-mech\n", place,
+			[]string{"keys: /etc/wicgate/turn-plain-keys.json", "kid_mode: plain", "mac16: true", "with 2 keys", `"north" moves its clients into another realm`, `"short" is left out: its key has 17 bytes, A256GCM wants 32`, `"a b" is left out`,
+				`not "A256CBC"`, "not base64", "no numbers of seconds"}, []string{"MTIzNDU2"}},
 		{"a realm in upper case", "realm=North.gov\n", place, nil, []string{"ninefingers"}},
 		{"file over database", "realm=north.gov\nuser=gorst:hero\nuser=gorst2:0x7da2270ccfa49786e0115366d3a3d14d\n", place,
 			[]string{"7da2270ccfa49786e0115366d3a3d14d 09d34a27958c1a248939ee283773900b10eb8e49ddbaab29c9306f0e2ec01e5c gorst\n"}, nil},
