@@ -73,7 +73,7 @@ var guests = map[string][]string{
 	"github.com/pion/transport/v5":  {"imsagw"},
 	"golang.org/x/crypto/argon2":    {"waf"},
 	"golang.org/x/time/rate":        {"waf", "epcscf"},
-	"golang.org/x/sys/unix":         {"cmd/wicgate", "internal/admin", "internal/check", "test", "bench"},
+	"golang.org/x/sys/unix":         {"cmd/wicgate", "internal/admin", "internal/check", "turn", "test", "bench"},
 	"github.com/pion/turn/v5":       {"bench"},
 	"github.com/prometheus/":        {"internal/obs"},
 	"golang.org/x/sync/errgroup":    {"waf"},

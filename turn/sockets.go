@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"wicgate/internal/wire/stun"
@@ -17,8 +16,7 @@ import (
 
 const (
 	// maxFromPeer is the longest packet of a peer that is relayed. Media and data channels stay
-	// below 1500 bytes; a buffer of the full 65507 for each allocation would be a gigabyte for
-	// 16 000 of them.
+	// below 1500 bytes.
 	maxFromPeer = 4096
 	// bindTries is how many ports are tried for a relay socket. Only another program on this
 	// machine makes one fail.
@@ -37,20 +35,27 @@ func newWorker(s *Server) *worker { return &worker{s: s} }
 
 // serveListener reads a listening socket until it is closed.
 func (s *Server) serveListener(number uint16, c *net.UDPConn) {
-	w := newWorker(s)
-	buf := make([]byte, 1<<16)
+	d := newDesk(s, 0, 1<<16, 0)
+	s.serve(c, "clients", reader{
+		take: func() *desk { return d },
+		give: func(*desk) {},
+		packet: func(d *desk, room []byte, n int, from netip.AddrPort) bool {
+			t := core.Tuple{Client: from, Listener: number, Transport: stun.ProtocolUDP}
+			s.fromClient(&d.worker, time.Now(), t, room[:n])
+			return true
+		},
+	})
+}
+
+// serve reads a socket until it is closed.
+func (s *Server) serve(c *net.UDPConn, whose string, r reader) {
 	for {
-		n, from, err := c.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			s.log.Warn("turn: read from clients", "listen", c.LocalAddr(), "error", err)
-			time.Sleep(pause)
-			continue
+		err := read(c, r)
+		if errors.Is(err, net.ErrClosed) {
+			return
 		}
-		t := core.Tuple{Client: unmap(from), Listener: number, Transport: stun.ProtocolUDP}
-		s.fromClient(w, time.Now(), t, buf[:n])
+		s.log.Warn("turn: read from "+whose, "socket", c.LocalAddr(), "error", err)
+		time.Sleep(pause)
 	}
 }
 
@@ -156,34 +161,31 @@ func (s *Server) openRelay(id core.ID, even bool) (*relay, error) {
 
 // serveRelay reads a relay socket until it is closed.
 func (s *Server) serveRelay(r *relay) {
-	w := newWorker(s)
-	b := s.buffers.take()
-	defer s.buffers.give(b)
-	room := b.bytes[core.Headroom : core.Headroom+maxFromPeer+1]
-	for {
-		n, from, err := r.conn.ReadFromUDPAddrPort(room)
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
+	s.serve(r.conn, "peers", reader{
+		take: func() *desk { return s.desks.take(s) },
+		give: s.desks.give,
+		packet: func(d *desk, room []byte, n int, from netip.AddrPort) bool {
+			if n > maxFromPeer { // and perhaps cut by the kernel
+				s.tooLong.Add(1)
+				return true
 			}
-			s.log.Warn("turn: read from peers", "relay", r.conn.LocalAddr(), "error", err)
-			time.Sleep(pause)
-			continue
-		}
-		if n > maxFromPeer { // and perhaps cut by the kernel
-			s.tooLong.Add(1)
-			continue
-		}
-		now := time.Now()
-		from = unmap(from)
-		s.mu.Lock()
-		s.core.FromPeer(now, r.id, from, b.bytes[:], n, &w.out)
-		s.mu.Unlock()
-		if w.out.Cause != core.CauseNone {
-			s.refusals.note(s.log, now, &w.out, from, false)
-		}
-		w.act(&w.out)
-	}
+			now := time.Now()
+			s.mu.Lock()
+			s.core.FromPeer(now, r.id, from, room, n, &d.out)
+			s.mu.Unlock()
+			if d.out.Cause != core.CauseNone {
+				s.refusals.note(s.log, now, &d.out, from, false)
+			}
+			for i := range d.out.Actions {
+				if d.out.Actions[i].Kind == core.Close { // of this socket
+					return false
+				}
+			}
+			d.act(&d.out)
+			return true
+		},
+		last: func(d *desk) { d.act(&d.out) },
+	})
 }
 
 // close closes a relay socket, frees its port, and logs the allocation's end.
@@ -236,31 +238,4 @@ func (p *ports) give(port uint16) {
 		panic(fmt.Sprintf("turn: relay port %d freed twice", port))
 	}
 	p.used[port-p.min] = false
-}
-
-// buffer is room for a peer's packet. One goroutine holds it.
-type buffer struct {
-	bytes [core.Headroom + maxFromPeer + 1 + core.Tailroom]byte
-	held  atomic.Bool
-}
-
-// bufferPool lends buffers.
-type bufferPool struct{ pool sync.Pool }
-
-func (p *bufferPool) take() *buffer {
-	b, ok := p.pool.Get().(*buffer)
-	if !ok {
-		b = new(buffer)
-	}
-	if !b.held.CompareAndSwap(false, true) {
-		panic("turn: a buffer has two holders")
-	}
-	return b
-}
-
-func (p *bufferPool) give(b *buffer) {
-	if !b.held.CompareAndSwap(true, false) {
-		panic("turn: a buffer is given back twice")
-	}
-	p.pool.Put(b)
 }

@@ -114,7 +114,7 @@ type Server struct {
 	log       *slog.Logger
 	listeners []*net.UDPConn
 	ports     *ports
-	buffers   bufferPool
+	desks     desks
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
 	relays    sync.WaitGroup
