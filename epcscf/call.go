@@ -435,6 +435,7 @@ func (c *call) gatewayFailed(x *exchange, err error) {
 		x.tx.Reply(w.status, w.phrase, w.reason())
 	}
 	c.firstFailed(x, w)
+	c.goBack() // it may have obeyed, and its answer be late
 }
 
 // forward sends the offer on to the other side.
@@ -451,6 +452,7 @@ func (c *call) forward(x *exchange) {
 			c.e.refuse(x.tx, 430, "Flow Failed", "the WebSocket has ended")
 		}
 		c.firstFailed(x, ending{cause: "no-way", status: 503, phrase: "Cannot Be Reached", failed: true})
+		c.goBack()
 		return
 	}
 	var err error
@@ -726,10 +728,15 @@ func (c *call) failed(x *exchange, res *siptx.Message) {
 		c.end(ending{cause: "dialog-gone", status: res.Status, phrase: res.Reason, failed: true}, true, true)
 		return
 	}
-	if c.streams == nil { // nothing has been agreed yet: an UPDATE before the first answer
+	c.goBack()
+}
+
+// goBack has the gateway go back to what was agreed, after an offer that has come to nothing.
+func (c *call) goBack() {
+	if c.ended || c.streams == nil { // nothing has been agreed yet: an UPDATE before the first answer
 		return
 	}
-	back := &exchange{tx: x.tx, streams: slices.Clone(c.streams)}
+	back := &exchange{streams: slices.Clone(c.streams)}
 	for i := len(back.streams); i < len(c.media); i++ { // the gateway does not forget a stream
 		back.streams = append(back.streams, iq.Stream{Media: c.media[i], Stopped: true})
 	}

@@ -312,7 +312,7 @@ func TestCrossings(t *testing.T) {
 		{"the callee goes while the gateway reserves", "alice> INVITE bob\n<bob INVITE\nbob> 200\nbob vanishes\n<alice 480\nsettled"},
 		{"the caller goes while the callee answers", "alice> INVITE bob\n<bob INVITE\nbob> 200\nalice vanishes\n<bob ACK\n<bob BYE\nbob> 200 BYE\nsettled"},
 		{"BYE while a change is under way", "alice> INVITE bob\n<bob INVITE\nbob> 200\n<alice 200\nalice> ACK\n<bob ACK\nalice> INVITE\nbob> BYE\n<alice BYE\nalice> 200 BYE\n<bob 200\n<alice 4\nsettled"}, // 487, or 481 where the BYE was first
-		{"CANCEL crosses the answer", "alice> INVITE bob\n<bob INVITE\nbob> 180\n<alice 180\nbob> 200\nalice> CANCEL\n<alice 200\n<alice 200\nalice> ACK\n<bob ACK\nalice> BYE\n<bob BYE\nbob> 200 BYE\n<alice 200\nsettled"},
+		{"CANCEL crosses the answer", "alice> INVITE bob\n<bob INVITE\nbob> 180\n<alice 180\nbob> 200\ngateway: asked 3\nalice> CANCEL\n<alice 200\n<alice 200\nalice> ACK\n<bob ACK\nalice> BYE\n<bob BYE\nbob> 200 BYE\n<alice 200\nsettled"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			defer goleak.VerifyNone(t)

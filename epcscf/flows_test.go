@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ import (
 //	gateway: streams bob audio -  what his session has; "-": stopped
 //	gateway: ufrag bob Zx1bob     the browser's ufrag that it knows
 //	gateway: fails | works        its answers to Set
+//	gateway: asked 3              wait until the third Set has come to it
 //	core is lost                  the connections between edge and core are cut
 //	settled                       no call, no dialog, no gateway session is left
 //
@@ -97,6 +99,20 @@ func (h *house) step(s step, at string) {
 		h.gateway.mu.Lock()
 		h.gateway.setErr = nil
 		h.gateway.mu.Unlock()
+	case words[0] == "gateway:" && words[1] == "late":
+		h.gateway.mu.Lock()
+		h.gateway.late = true
+		h.gateway.mu.Unlock()
+	case words[0] == "gateway:" && words[1] == "asked":
+		n, err := strconv.Atoi(words[2])
+		if err != nil {
+			h.t.Fatalf("%s: %v", at, err)
+		}
+		h.wait(at, func() bool {
+			h.gateway.mu.Lock()
+			defer h.gateway.mu.Unlock()
+			return h.gateway.asked >= n
+		})
 	case words[0] == "gateway:" && words[1] == "slow":
 		h.gateway.mu.Lock()
 		h.gateway.delay = 50 * time.Millisecond

@@ -1,6 +1,7 @@
 package epcscf
 
 import (
+	"strings"
 	"time"
 
 	"wicgate/internal/claims"
@@ -42,10 +43,10 @@ func (e *Edge) guestMay(tx *siptx.ServerTx, b *binding) bool {
 		e.refuse(tx, 403, phrase, cause)
 		return false
 	}
-	// The Request-URI is what the core routes by.
-	// A port or a parameter (maddr) might lead it elsewhere than the address of record says.
+	// The Request-URI is what the core routes by, and goes on as it is.
+	// What it has beyond the address of record (a port, maddr, a password) might lead elsewhere than that says.
 	u, err := siptx.ParseURI(tx.Request.URI)
-	if err != nil || u.Port != 0 || len(u.Params) > 0 || u.AOR() != b.impu && !g.Destinations.Allows(u.AOR()) {
+	if err != nil || !strings.EqualFold(tx.Request.URI, u.AOR()) || u.AOR() != b.impu && !g.Destinations.Allows(u.AOR()) {
 		return refuse("Destination Not Allowed For Guests", "the destination policy for guests does not name the destination")
 	}
 	calls := 0

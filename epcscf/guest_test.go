@@ -37,7 +37,8 @@ const toBob = "alice> INVITE bob\n<bob INVITE\nbob> 200\n<alice 200\nalice> ACK\
 func TestGuestDestinations(t *testing.T) {
 	h := guests(t, nil)
 	h.play("alice> INVITE carol\n<alice 403 Destination Not Allowed For Guests\nalice> MESSAGE carol\n<alice 403 Destination Not Allowed For Guests\n", "guests")
-	for _, uri := range []string{"sip:Bob@ims.test", "sip:%62ob@ims.test", "sip:bob@ims.test.evil.test", "tel:+4930123", "sip:bob@evil.test", "sip:ims.test;user=bob@ims.test", "sip:bob@ims.test;maddr=192.0.2.1", "sip:bob@ims.test:5070"} {
+	for _, uri := range []string{"sip:Bob@ims.test", "sip:%62ob@ims.test", "sip:bob@ims.test.evil.test", "tel:+4930123", "sip:bob@evil.test", "sip:ims.test;user=bob@ims.test", "sip:bob@ims.test;maddr=192.0.2.1", "sip:bob@ims.test:5070",
+		"sip:bob@ims.test:0", "sip:bob:@ims.test", "sip:bob@[ims.test]", "sip:bob@ims.test?", "sip:bob@ims.test;"} {
 		a := h.ua("alice")
 		a.raw(strings.Replace(edit(a.request("INVITE", "sip:bob@ims.test", "guest-"+uri[:8], "x", "", "sip:bob@ims.test", 1, newBranch()), []string{"Contact: <" + a.contact() + ">"}, a.sdp("offer.sdp")), "INVITE sip:bob@ims.test SIP", "INVITE "+uri+" SIP", 1))
 		if _, m, err := a.next(); err != nil || m.Status != 403 && m.Status != 400 {

@@ -519,6 +519,8 @@ type fakeGateway struct {
 	setErr   error
 	delay    time.Duration
 	sets     int
+	asked    int  // Sets that have begun
+	late     bool // the next Set is obeyed, and its answer comes too late
 }
 
 func newFakeGateway() *fakeGateway { return &fakeGateway{sessions: map[string]iq.Set{}} }
@@ -527,6 +529,7 @@ const gatewayPrint = "0A:1B:0A:1B:0A:1B:0A:1B:0A:1B:0A:1B:0A:1B:0A:1B:0A:1B:0A:1
 
 func (g *fakeGateway) Set(ctx context.Context, s iq.Set) (iq.Local, error) {
 	g.mu.Lock()
+	g.asked++
 	delay := g.delay
 	g.mu.Unlock()
 	time.Sleep(delay)
@@ -562,6 +565,10 @@ func (g *fakeGateway) Set(ctx context.Context, s iq.Set) (iq.Local, error) {
 		})
 	}
 	g.sessions[s.Session] = s
+	if g.late {
+		g.late = false
+		return iq.Local{}, context.DeadlineExceeded
+	}
 	return l, nil
 }
 

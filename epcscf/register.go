@@ -297,6 +297,7 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 		return
 	}
 	if e.revoked(b.alias) { // in that time
+		e.endCalls(b, ending{cause: "revoked", status: 403, phrase: revocations["revoked"]}) // of the registration that this one has replaced
 		e.deregister(b)
 		e.challenge(tx, f, credential{found: true, err: errRevoked})
 		return

@@ -89,3 +89,28 @@ func TestRevokedWhileRegistering(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// TestRevokedWhileRenewing: a newer session of the same user takes the registration over and is revoked before the core
+// has answered. The call of before has no registration any more, so it ends as well.
+func TestRevokedWhileRenewing(t *testing.T) {
+	var mu sync.Mutex
+	asked := 0
+	h := newHouse(t, func(c *Config) {
+		c.Revoked = func(p string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if p == "p-alice-2" {
+				asked++
+			}
+			return asked > 1
+		}
+	})
+	t.Cleanup(func() { h.over(); goleak.VerifyNone(t) })
+	h.play(talking, "revoked-renewing")
+	h.ua("alice").auth = "Bearer " + token("alice", func(c *claims.SIP) { c.Pseudonym = "p-alice-2" })
+	h.play("alice> REGISTER\n<alice BYE\n<alice 401 Access Token Invalid Or Expired\n<bob BYE\nbob> 200 BYE\n", "revoked-renewing")
+	h.settled()
+	if st := h.edge.Stats(); st.Bindings != 1 {
+		t.Errorf("%+v", st)
+	}
+}

@@ -33,6 +33,8 @@ type generation struct {
 	checks checks
 	peer   atomic.Pointer[credentials]
 	known  map[netip.AddrPort]struct{} // authenticated STUN sources; the access reader's own
+	told   map[netip.AddrPort]struct{} // candidates that the agent was given; guarded by the session's mu
+	pair   netip.AddrPort              // the browser's address of its newest pair; guarded by electing
 	closed chan struct{}               // closed by who takes it out of the stream's list
 }
 
@@ -52,7 +54,7 @@ func (st *stream) newGeneration() (*generation, error) {
 		st: st,
 		// 40 and 130 random bits; RFC 8445 §5.3 asks for 24 and 128.
 		ufrag: rand.Text()[:8], pwd: secret.New([]byte(rand.Text())),
-		known: map[netip.AddrPort]struct{}{}, closed: make(chan struct{}),
+		known: map[netip.AddrPort]struct{}{}, told: map[netip.AddrPort]struct{}{}, closed: make(chan struct{}),
 	}
 	local := st.g.access.advertised(st.accessConn)
 	n.queue = newQueue(local, n.write)
@@ -201,6 +203,7 @@ func (st *stream) elect(n *generation, a netip.AddrPort) {
 	if e := st.elected.Load(); e != nil && e.number > n.number || !slices.Contains(*st.generations.Load(), n) {
 		return
 	}
+	n.pair = a
 	st.elected.Store(n)
 	st.selected.Store(&a)
 	st.consent.renew() // the check that nominated it was answered just now
@@ -208,7 +211,8 @@ func (st *stream) elect(n *generation, a netip.AddrPort) {
 	nudge(st.wake)
 }
 
-// retire takes generations out and closes them. One stays always.
+// retire takes generations out and closes them. One stays always. Where that takes out the one whose pair carries media, media
+// goes back to the pair of the newest that stays.
 func (st *stream) retire(which func(*generation) bool) {
 	st.electing.Lock()
 	list := *st.generations.Load()
@@ -219,6 +223,9 @@ func (st *stream) retire(which func(*generation) bool) {
 	}
 	if e := st.elected.Load(); e != nil && !slices.Contains(next, e) {
 		st.elected.Store(next[0])
+		if a := next[0].pair; a.IsValid() {
+			st.selected.Store(&a)
+		}
 	}
 	st.generations.Store(&next)
 	st.electing.Unlock()

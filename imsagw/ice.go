@@ -24,6 +24,8 @@ const (
 	checkInterval = 50 * time.Millisecond
 	// maxRequests lets a pair be tried until the deadline for ICE; the default gives it up after 7.
 	maxRequests = 600
+	// maxTold bounds the candidates of one generation, over all descriptions of the browser.
+	maxTold = 2 * iq.MaxCandidates
 )
 
 // newAgent makes the ICE agent of a generation. It gets its one candidate, the access socket, by hand:
@@ -99,7 +101,7 @@ func (n *generation) renominated(m *stun.Message, _, remote ice.Candidate, _ *ic
 
 // addCandidates gives the browser's candidates to the agent. What the gateway cannot or will not send to
 // is passed over: other transports and components, names (mDNS), addresses that [portRange.reaches]
-// refuses.
+// refuses; and what is over maxTold, as the agent forgets none. The caller holds the session's mu.
 func (n *generation) addCandidates(lines []string) {
 	for _, line := range lines {
 		line = strings.TrimPrefix(strings.TrimSpace(line), "candidate:")
@@ -112,13 +114,18 @@ func (n *generation) addCandidates(lines []string) {
 			continue
 		}
 		port, err := strconv.ParseUint(f[5], 10, 16)
-		if err != nil || !n.st.g.access.reaches(netip.AddrPortFrom(ip, uint16(port))) {
+		at := netip.AddrPortFrom(ip, uint16(port))
+		if err != nil || !n.st.g.access.reaches(at) {
+			continue
+		}
+		if _, ok := n.told[at]; ok || len(n.told) >= maxTold {
 			continue
 		}
 		c, err := ice.UnmarshalCandidate(line)
 		if err != nil {
 			continue
 		}
+		n.told[at] = struct{}{}
 		_ = n.agent.AddRemoteCandidate(c) // fails only for names, or once closed
 	}
 }

@@ -359,3 +359,63 @@ func TestRestartAfterConsent(t *testing.T) {
 	}
 	l.want(iq.ConsentLost, "s1")
 }
+
+// TestCandidatesBounded: offer after offer with other candidates under the same credentials does not make the agent grow.
+func TestCandidatesBounded(t *testing.T) {
+	checkLeaks(t)
+	l := newLab(t, nil)
+	b := newBrowser(t)
+	b.call(l, "s1", nil)
+	l.want(iq.Connected, "s1")
+	for seq := range uint32(20) {
+		a := b.remote()
+		a.Candidates = nil
+		for i := range uint16(iq.MaxCandidates) {
+			a.Candidates = append(a.Candidates, fmt.Sprintf("1 1 udp 1 127.0.0.1 %d typ host", 20000+uint16(seq)*iq.MaxCandidates+i))
+		}
+		l.set(iq.Set{Ref: iq.Ref{Session: "s1", Seq: seq + 2}, Streams: []iq.Stream{{Media: "audio", Access: a}}})
+	}
+	time.Sleep(100 * time.Millisecond)
+	list, err := (*l.of("s1").generations.Load())[0].agent.GetRemoteCandidates()
+	if err != nil || len(list) > maxTold+1 {
+		t.Errorf("%d candidates, %v", len(list), err)
+	}
+}
+
+// TestRestartTakenBack: an offer that restarts ICE is taken back when its pair was nominated already: media goes back to the old
+// pair, and consent is asked for there.
+func TestRestartTakenBack(t *testing.T) {
+	checkLeaks(t)
+	l := newLab(t, func(_ *Config, tm *timing) {
+		tm.consentPeriod, tm.consentExpiry = 100*time.Millisecond, 400*time.Millisecond
+	})
+	core := newCoreEnd(t)
+	r := newRoamer(t, false)
+	set := func(seq uint32) iq.LocalStream {
+		return l.set(iq.Set{Ref: iq.Ref{Session: "s1", Seq: seq}, Offerer: true, Streams: []iq.Stream{{Media: "audio", Access: r.remote(), Core: core.remote()}}}).Streams[0]
+	}
+	r.connect(set(1).Access)
+	r.secure()
+	l.want(iq.Connected, "s1")
+	st := l.of("s1")
+	before, old, ufrag, pwd, candidates, conn := *st.selected.Load(), r.agent, r.ufrag, r.pwd, r.candidates, r.conn.Load()
+	r.gather()
+	r.connect(set(2).Access)
+	eventually(t, "the new pair is taken", func() bool { return *st.selected.Load() != before })
+	given := r.agent
+	r.agent, r.ufrag, r.pwd, r.candidates = old, ufrag, pwd, candidates
+	r.conn.Store(conn)
+	set(3)
+	if err := given.GracefulClose(); err != nil {
+		t.Fatal(err)
+	}
+	if at := *st.selected.Load(); at != before {
+		t.Errorf("media goes to %v, the old pair is %v", at, before)
+	}
+	time.Sleep(600 * time.Millisecond)
+	select {
+	case e := <-l.events:
+		t.Errorf("event %s", e.Kind)
+	default:
+	}
+}

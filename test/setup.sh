@@ -23,6 +23,7 @@ want node nodejs
 want npm npm
 want gcc gcc
 want git git
+want turnutils_uclient coturn
 want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
@@ -34,7 +35,20 @@ if [ ${#need[@]} -gt 0 ]; then
 	echo "setup: apt-get install ${need[*]}"
 	as_root apt-get update -qq
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-	# The tests start their own; a service would take port 5060.
-	case " ${need[*]} " in *" kamailio "*) command -v systemctl >/dev/null && as_root systemctl disable --now kamailio 2>/dev/null || true ;; esac
+	# The tests start their own; services would take ports 5060 and 3478.
+	for s in kamailio coturn; do
+		case " ${need[*]} " in *" $s "*) command -v systemctl >/dev/null && as_root systemctl disable --now "$s" 2>/dev/null || true ;; esac
+	done
 fi
+# The CA for tests of ACME, in the version that tools/go.mod and test/interop/pebble.go name.
+cd "$(dirname "$0")/.."
+for tool in pebble pebble-challtestsrv; do
+	bin=bin/tools/$tool-v2.10.1
+	if [ -x "$bin" ]; then
+		echo "setup: $bin is here"
+	else
+		echo "setup: build $bin"
+		(cd tools && CGO_ENABLED=0 go build -trimpath -o "../$bin" "github.com/letsencrypt/pebble/v2/cmd/$tool")
+	fi
+done
 echo "setup: done"

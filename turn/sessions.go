@@ -12,14 +12,15 @@ import (
 type Allocation struct {
 	ID        uint64 `json:"id"` // for the life of the process
 	Pseudonym string `json:"pseudonym"`
-	// Credential is token (RFC 7635), username (a token in USERNAME) or ephemeral.
+	Tenant    string `json:"tenant"` // its name
+	// Credential is token (RFC 7635), username (a token in USERNAME), ephemeral, pushed or static.
 	Credential     string           `json:"credential"`
 	Client         netip.AddrPort   `json:"client"`
 	Transport      string           `json:"transport"` // udp, tcp or tls
-	Relayed        netip.AddrPort   `json:"relayed"`
+	Relayed        []netip.AddrPort `json:"relayed"`   // IPv4 first
 	Since          time.Time        `json:"since"`
-	Expires        time.Time        `json:"expires"` // a Refresh moves it
-	CredentialEnds time.Time        `json:"credential_ends"`
+	Expires        time.Time        `json:"expires"`                  // a Refresh moves it
+	CredentialEnds time.Time        `json:"credential_ends,omitzero"` // never, if it is not there
 	Permissions    []netip.Addr     `json:"permissions"`
 	Channels       []netip.AddrPort `json:"channels"`
 
@@ -50,7 +51,7 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 	out := make([]Allocation, 0, len(list))
 	for _, a := range list {
 		out = append(out, Allocation{
-			ID: uint64(a.ID), Pseudonym: a.Pseudonym, Credential: a.Credential, Client: a.Tuple.Client, Transport: s.transport(a.Tuple), Relayed: a.Relayed,
+			ID: uint64(a.ID), Pseudonym: a.Pseudonym, Tenant: a.Tenant, Credential: string(a.Credential), Client: a.Tuple.Client, Transport: s.transport(a.Tuple), Relayed: a.Relayed,
 			Since: a.Since, Expires: a.Expires, CredentialEnds: a.CredentialEnds, Permissions: a.Permissions, Channels: a.Channels,
 			ToPeerPackets: a.Traffic.SentPackets, ToPeerBytes: a.Traffic.SentBytes,
 			ToClientPackets: a.Traffic.ReceivedPackets, ToClientBytes: a.Traffic.ReceivedBytes,

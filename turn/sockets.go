@@ -40,7 +40,7 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 		take: func() *desk { return d },
 		give: func(*desk) {},
 		packet: func(d *desk, room []byte, n int, from netip.AddrPort) bool {
-			t := core.Tuple{Client: from, Listener: number, Transport: stun.ProtocolUDP}
+			t := core.Tuple{Client: from, Listener: number, Transport: stun.ProtocolUDP, Tenant: s.chosen.by(number, "")}
 			s.fromClient(&d.worker, time.Now(), t, room[:n])
 			return true
 		},
@@ -111,52 +111,120 @@ func (w *worker) act(out *core.Outbox) {
 type relay struct {
 	id   core.ID
 	conn *net.UDPConn
+	pool *pool
 	port uint16
 }
 
-// open opens a relay socket for a and tells the core.
+// socket is r as the core knows it.
+func (r *relay) socket() core.Socket {
+	local := r.pool.Bind
+	switch {
+	case local == netip.IPv4Unspecified():
+		local = loopback4
+	case local == netip.IPv6Unspecified():
+		local = netip.IPv6Loopback()
+	}
+	return core.Socket{Relay: r, Relayed: netip.AddrPortFrom(r.pool.Advertise, r.port), Local: netip.AddrPortFrom(local, r.port)}
+}
+
+var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// close closes r and frees its port.
+func (r *relay) close() {
+	_ = r.conn.Close() // nothing of a UDP socket can be lost by it
+	r.pool.give(r.port)
+}
+
+// family is 0 for IPv4, 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// open opens the relay sockets for a and tells the core.
 func (w *worker) open(a *core.Action) {
 	s := w.s
-	r, err := s.openRelay(a.ID, a.Even)
-	if err != nil {
-		s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "error", err)
-		s.mu.Lock()
-		s.core.OpenFailed(time.Now(), a.ID, &w.opened)
-		s.mu.Unlock()
-		w.act(&w.opened)
-		return
+	var opened []*relay
+	var got core.Sockets
+	for f := range got.Family {
+		if a.Families&(1<<f) == 0 {
+			continue
+		}
+		var next *relay
+		var err error
+		r, held := a.Relay.(*relay)
+		if !held {
+			r, next, err = s.openRelay(f, a.Even, a.Next)
+		}
+		if err != nil {
+			s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "family", []string{"IPv4", "IPv6"}[f], "error", err)
+			continue
+		}
+		r.id = a.ID
+		got.Family[f] = r.socket()
+		opened = append(opened, r)
+		if next != nil {
+			got.Next = next.socket() // nobody reads it until it is an allocation's
+		}
+		s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", got.Family[f].Relayed)
 	}
-	relayed := netip.AddrPortFrom(s.cfg.Relay.Advertise, r.port)
 	s.mu.Lock()
-	s.core.Opened(time.Now(), a.ID, r, relayed, &w.opened)
+	s.core.Opened(time.Now(), a.ID, got, &w.opened)
 	s.mu.Unlock()
-	s.relays.Go(func() { s.serveRelay(r) })
-	s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", relayed)
+	for _, r := range opened {
+		s.relays.Go(func() { s.serveRelay(r) })
+	}
 	w.act(&w.opened)
 }
 
-// openRelay opens a socket on a free port of the relay range, chosen at random (RFC 8656 §7.2, RFC
-// 6056; CVE-2025-69217).
-func (s *Server) openRelay(id core.ID, even bool) (*relay, error) {
-	network := "udp4"
-	if s.cfg.Relay.Bind.Is6() {
-		network = "udp6"
-	}
+// openRelay opens a socket on a free port of a relay address of family f, both chosen at random (RFC
+// 8656 §7.2, RFC 6056; CVE-2025-69217), and one on the next port if that is asked for too.
+func (s *Server) openRelay(f int, even, pair bool) (r, next *relay, err error) {
 	var last error
+	pools := s.pools[f]
 	for range bindTries {
-		port, ok := s.ports.take(even)
+		p, port := pools[0], uint16(0)
+		ok := false
+		for i, start := 0, random(len(pools)); i < len(pools) && !ok; i++ {
+			p = pools[(start+i)%len(pools)]
+			port, ok = p.take(even, pair)
+		}
 		if !ok {
-			return nil, fmt.Errorf("relay ports %d to %d are all in use; widen turn.relay", s.cfg.Relay.MinPort, s.cfg.Relay.MaxPort)
+			return nil, nil, errors.New("no relay port is free on any address of this family; widen the ports in turn.relay, or add an address")
 		}
-		c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.cfg.Relay.Bind, port)))
+		r, err := p.open(port)
+		if pair {
+			var err2 error
+			if next, err2 = p.open(port + 1); err == nil && err2 != nil {
+				r.close()
+			} else if err != nil && err2 == nil {
+				next.close()
+			}
+			err = errors.Join(err, err2)
+		}
 		if err == nil {
-			_ = c.SetReadBuffer(relayBuffer) // as in New
-			return &relay{id: id, conn: c, port: port}, nil
+			return r, next, nil
 		}
-		s.ports.give(port)
 		last = err
 	}
-	return nil, fmt.Errorf("%d relay ports tried on %v, the last said: %w; see whether turn.relay.bind is an address of this machine and who else uses its ports", bindTries, s.cfg.Relay.Bind, last)
+	return nil, nil, fmt.Errorf("%d relay ports tried, the last said: %w; see whether each bind in turn.relay is an address of this machine and who else uses its ports", bindTries, last)
+}
+
+// open opens the socket on a port that was taken, or gives the port back.
+func (p *pool) open(port uint16) (*relay, error) {
+	network := "udp4"
+	if p.Bind.Is6() {
+		network = "udp6"
+	}
+	c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Bind, port)))
+	if err != nil {
+		p.give(port)
+		return nil, err
+	}
+	_ = c.SetReadBuffer(relayBuffer) // as in New
+	return &relay{conn: c, pool: p, port: port}, nil
 }
 
 // serveRelay reads a relay socket until it is closed.
@@ -190,9 +258,7 @@ func (s *Server) serveRelay(r *relay) {
 
 // close closes a relay socket, frees its port, and logs the allocation's end.
 func (s *Server) close(a *core.Action) {
-	r := a.Relay.(*relay)
-	_ = r.conn.Close() // nothing of a UDP socket can be lost by it
-	s.ports.give(r.port)
+	a.Relay.(*relay).close()
 	if e := a.Ended; e != nil {
 		s.log.Info("turn: allocation ended", "cause", e.Cause.String(), "pseudonym", e.Owner, "client", e.Tuple.Client, "relayed", e.Relayed,
 			"age", e.Age.Round(time.Millisecond), "to_peer_packets", e.Traffic.SentPackets, "to_peer_bytes", e.Traffic.SentBytes,
@@ -200,30 +266,38 @@ func (s *Server) close(a *core.Action) {
 	}
 }
 
-// ports are the relay ports in use.
-type ports struct {
-	min, max uint16
+// pool is a relay address and which of its ports are in use.
+type pool struct {
+	Relay
 
 	mu   sync.Mutex // guards used
-	used []bool     // by port - min
+	used []bool     // by port - MinPort
 }
 
-func newPorts(lo, hi uint16) *ports {
-	return &ports{min: lo, max: hi, used: make([]bool, int(hi)-int(lo)+1)}
+func newPool(r Relay) *pool {
+	return &pool{Relay: r, used: make([]bool, int(r.MaxPort)-int(r.MinPort)+1)}
 }
 
-// take returns a port that is free, an even one if asked, and marks it as used. It starts looking at
-// a random place.
-func (p *ports) take(even bool) (port uint16, ok bool) {
+// random returns a number below n, which is not secret but not to be guessed.
+func random(n int) int {
 	var b [4]byte
 	rand.Read(b[:]) // never fails
+	return int(binary.BigEndian.Uint32(b[:]) % uint32(n))
+}
+
+// take returns a port that is free, an even one if asked, the first of two if asked, and marks it as
+// used, or both. It starts looking at a random place.
+func (p *pool) take(even, pair bool) (port uint16, ok bool) {
+	start := random(len(p.used))
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	start := int(binary.BigEndian.Uint32(b[:]) % uint32(len(p.used)))
 	for i := range p.used {
 		at := (start + i) % len(p.used)
-		if port = p.min + uint16(at); !p.used[at] && (!even || port&1 == 0) {
+		if port = p.MinPort + uint16(at); !p.used[at] && (!even || port&1 == 0) && (!pair || at+1 < len(p.used) && !p.used[at+1]) {
 			p.used[at] = true
+			if pair {
+				p.used[at+1] = true
+			}
 			return port, true
 		}
 	}
@@ -231,11 +305,11 @@ func (p *ports) take(even bool) (port uint16, ok bool) {
 }
 
 // give frees a port.
-func (p *ports) give(port uint16) {
+func (p *pool) give(port uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.used[port-p.min] {
+	if !p.used[port-p.MinPort] {
 		panic(fmt.Sprintf("turn: relay port %d freed twice", port))
 	}
-	p.used[port-p.min] = false
+	p.used[port-p.MinPort] = false
 }

@@ -206,9 +206,10 @@ func (s *Server) toStream(a *core.Action) {
 
 // serveStream serves one connection until it ends, and its allocation with it.
 func (s *Server) serveStream(conn *listen.Conn) {
+	number := uint16(len(s.listeners) + conn.Listener)
 	c := &stream{
 		conn: conn, wake: make(chan struct{}, 1),
-		tuple: core.Tuple{Client: conn.Remote, Listener: uint16(len(s.listeners) + conn.Listener), Transport: stun.ProtocolTCP},
+		tuple: core.Tuple{Client: conn.Remote, Listener: number, Transport: stun.ProtocolTCP, Tenant: s.chosen.by(number, conn.ServerName)},
 	}
 	conn.SetWriteBuffer(streamBuffer)
 	if !s.streams.add(c) {
@@ -244,7 +245,7 @@ func (s *Server) serveStream(conn *listen.Conn) {
 // readStream hands the messages of a connection to the core until it ends, and notes why if that is
 // not the client's doing.
 func (s *Server) readStream(c *stream, w *worker) error {
-	f := framer{r: c.conn, longest: strangerFrame}
+	f := framer{r: c.conn, longest: strangerFrame, rfc5766: s.cfg.ChannelNumbers5766}
 	held := time.Now() // when it last had an allocation
 	var armed time.Time
 	next := held.Add(s.cfg.Idle)
@@ -309,6 +310,7 @@ var errTooLong = errors.New("turn: message longer than this client may send")
 type framer struct {
 	r       io.Reader
 	longest int
+	rfc5766 bool // channel numbers of RFC 5766 too
 	buf     []byte
 	from    int // unread bytes are buf[from:to]
 	to      int
@@ -318,7 +320,7 @@ type framer struct {
 // error of a deadline it may be called again; nothing is lost.
 func (f *framer) next() ([]byte, error) {
 	for {
-		size, err := stun.StreamSize(f.buf[f.from:f.to])
+		size, err := stun.StreamSize(f.buf[f.from:f.to], f.rfc5766)
 		switch {
 		case err != nil:
 			return nil, err

@@ -1,6 +1,7 @@
 // Package turn is the TURN server: STUN and TURN over UDP, TCP and TLS (RFC 8489, RFC 8656), every
-// client authenticated by a token of the WAF (RFC 7635), in RFC 7635's own shape or in the USERNAME that
-// unmodified browsers can send (DESIGN, Credentials 1).
+// client authenticated: by a token of the WAF, in RFC 7635's own shape or in the USERNAME that
+// unmodified browsers can send, by an ephemeral or a pushed credential of the eP-CSCF (DESIGN,
+// Credentials), or as a static user.
 //
 //	browser ── STUN, TURN, ChannelData ──► Listen, UDP ───┐                  ┌─ relay socket, one an allocation ── peer
 //	                                                      ├─ internal/core ──┤
@@ -8,7 +9,7 @@
 //
 // What is decided about a packet is decided in turn/internal/core, which has no socket and no clock.
 // Here are the sockets, the goroutines (one a listener, one a relay socket, two a connection, one
-// for the time), and the log. DTLS, ephemeral and pushed credentials are not here yet.
+// for the time), and the log.
 package turn
 
 import (
@@ -19,14 +20,12 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"wicgate/internal/listen"
-	"wicgate/internal/peerpolicy"
-	"wicgate/internal/secret"
 	"wicgate/turn/internal/core"
 )
 
@@ -57,14 +56,28 @@ type Relay struct {
 	MinPort, MaxPort uint16
 }
 
-// Config is how a [Server] is. Name, Listen, Relay.Bind, Peers and Keys are required.
+// Tenant is one TURN server name with its keys, users, policies and quotas. Name, Keys and Peers are
+// required. Zeros mean: Quota 32, QuotaTenant no bound, GraceMax 12 h, rates no bound.
+type Tenant = core.Tenant
+
+// Other is a tenant beside the first, and how its clients are known: by the listener, by the name that
+// they ask for in TLS (SNI), or, where neither is named, by the kid of their token. On a listener and
+// under a name of a tenant's no other's credentials are taken.
+type Other struct {
+	Tenant
+	Listen      []netip.AddrPort // of Config.Listen and Config.TCP
+	ServerNames []string         // without regard to case
+}
+
+// Config is how a [Server] is. The Tenant in it, Listen or TCP, and Relays are required. That
+// tenant challenges clients on every listener that is not another's.
 type Config struct {
-	Log    *slog.Logger // nil = discard
-	Name   string       // TURN server name: REALM, THIRD-PARTY-AUTHORIZATION, and what tokens are sealed for
+	Log *slog.Logger // nil = discard
+	Tenant
+	Tenants []Other
+
 	Listen []netip.AddrPort
-	Relay  Relay
-	Peers  peerpolicy.Policy
-	Keys   Keys
+	Relays []Relay // of IPv4, IPv6 or both; of one family each allocation takes one at random
 
 	// TCP are addresses for clients on TCP and TLS, told apart by their first byte; none = none.
 	TCP []netip.AddrPort
@@ -78,30 +91,27 @@ type Config struct {
 	// Idle is how long a connection may be without an allocation; 0 = 30 s.
 	Idle time.Duration
 
-	// Secrets returns those of ephemeral credentials, newest first (keyring.OpenSecrets); nil = such
-	// credentials are not taken.
-	Secrets func() []secret.Bytes
 	// Revoked says whether the session of a pseudonym has been revoked, for new allocations; nil =
 	// none is. Who hears news calls Revoke, Extend, Missed and Blind besides.
 	Revoked func(pseudonym string) bool
 	// BlindClosed refuses new allocations while Blind.
 	BlindClosed bool
 
-	Policy   CredentialPolicy
-	GraceMax time.Duration // after a token's expiry; 0 = 12 h; not used by Strict
-
-	Quota          int // allocations for each pseudonym; 0 = 32
 	MaxAllocations int // 0 = as many as relay ports
 	MaxPermissions int // for each allocation; 0 = 64
 	MaxChannels    int // for each allocation; 0 = 64
+	// ChannelNumbers5766 takes the channel numbers of RFC 5766 too, 0x5000 to 0x7FFF, which RFC 8656
+	// §12 gave up. Debian's turnutils_uclient needs it.
+	ChannelNumbers5766 bool
+
+	// NATDiscovery answers RFC 5780's questions on four of Listen: two addresses with the same two ports.
+	// NATReflect takes RESPONSE-PORT and PADDING too, which others can misuse.
+	NATDiscovery, NATReflect bool
 
 	// Replies to one source address that has not shown a valid nonce: at once, and a second.
 	// Zeros mean 100 and 20.
 	ReplyBurst int
 	ReplyRate  float64
-
-	// NoAccessToken switches RFC 7635's own shape off and leaves the one in USERNAME.
-	NoAccessToken bool
 
 	// Drain is how long Serve waits, once its context has ended, for clients to end their
 	// allocations; 0 = 2 s, at most 5 s.
@@ -113,7 +123,7 @@ type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	listeners []*net.UDPConn
-	ports     *ports
+	pools     [2][]*pool // of relay ports: IPv4, IPv6
 	desks     desks
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
@@ -124,6 +134,8 @@ type Server struct {
 
 	sendErrors, tooLong atomic.Uint64
 
+	chosen choices
+
 	mu   sync.Mutex // guards core
 	core *core.Core
 }
@@ -133,7 +145,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
+	s := &Server{cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
 	for _, a := range cfg.Listen {
 		c, err := listen.UDP("turn.listen", a)
 		if err != nil {
@@ -147,16 +159,29 @@ func New(cfg Config) (*Server, error) {
 	if err := s.newStreams(); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 	}
-	peers, err := s.peers()
+	families := byte(0)
+	for _, r := range s.cfg.Relays {
+		f := family(r.Bind)
+		families |= 1 << f // stun.FamilyIPv4, stun.FamilyIPv6
+		s.pools[f] = append(s.pools[f], newPool(r))
+	}
+	if err := s.ownPeers(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	nat, err := s.natDiscovery()
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.core = core.New(core.Config{
-		Name: cfg.Name, Keys: cfg.Keys, Peers: peers, RelayIPv6: cfg.Relay.Advertise.Is6(), Policy: cfg.Policy, GraceMax: cfg.GraceMax,
-		Quota: cfg.Quota, MaxAllocations: cfg.MaxAllocations, MaxPermissions: cfg.MaxPermissions, MaxChannels: cfg.MaxChannels,
-		ReplyBurst: cfg.ReplyBurst, ReplyRate: cfg.ReplyRate, NoAccessToken: cfg.NoAccessToken,
-		Secrets: cfg.Secrets, Revoked: cfg.Revoked, BlindClosed: cfg.BlindClosed,
-	})
+	c := core.Config{
+		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat,
+		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
+		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
+	}
+	for _, t := range s.cfg.Tenants {
+		c.Others = append(c.Others, t.Tenant)
+	}
+	s.core = core.New(c)
+	s.chosen = s.choices()
 	return s, nil
 }
 
@@ -170,51 +195,70 @@ func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Relay.MinPort == 0 && c.Relay.MaxPort == 0 {
-		c.Relay.MinPort, c.Relay.MaxPort = 49152, 65535
-	}
-	if !c.Relay.Advertise.IsValid() {
-		c.Relay.Advertise = c.Relay.Bind
-	}
-	c.Relay.Bind, c.Relay.Advertise = c.Relay.Bind.Unmap(), c.Relay.Advertise.Unmap()
+	ports, err := c.completeRelays()
 	switch {
-	case c.Name == "" || len(c.Name) > 127 || strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }):
-		return fmt.Errorf("turn: name %q: want 1 to 127 printable ASCII characters without space, quote or backslash; set turn.name", c.Name)
 	case len(c.Listen)+len(c.TCP) == 0:
 		return errors.New("turn: no address to listen on; set turn.listen")
 	case len(c.Listen)+len(c.TCP) > 1<<16:
 		return fmt.Errorf("turn: %d addresses to listen on, at most %d", len(c.Listen)+len(c.TCP), 1<<16)
-	case !c.Relay.Bind.IsValid():
-		return errors.New("turn: no address for relay sockets; set turn.relay.bind")
-	case c.Relay.Advertise.IsUnspecified():
-		return fmt.Errorf("turn: relay address %v cannot be told to anybody; set turn.relay.advertise", c.Relay.Advertise)
-	case c.Relay.Bind.Is4() != c.Relay.Advertise.Is4():
-		return fmt.Errorf("turn: relay.bind %v and relay.advertise %v are of different families", c.Relay.Bind, c.Relay.Advertise)
-	case c.Relay.MinPort < 1024 || c.Relay.MinPort > c.Relay.MaxPort:
-		return fmt.Errorf("turn: relay ports %d to %d: want 1024 <= min <= max (RFC 8656 §7.2)", c.Relay.MinPort, c.Relay.MaxPort)
-	case c.Peers.Profile() == peerpolicy.DenyAll:
-		return errors.New("turn: no peer may be relayed to; set turn.peers to the gateways' media ranges or to the general profile")
-	case c.Keys == nil:
-		return errors.New("turn: no keys")
-	case c.Policy > Strict:
-		return fmt.Errorf("turn: credential policy %d is unknown", c.Policy)
-	case c.GraceMax < 0 || c.Quota < 0 || c.MaxAllocations < 0 || c.MaxPermissions < 0 || c.MaxChannels < 0 || c.ReplyBurst < 0 || c.ReplyRate < 0 ||
+	case err != nil:
+		return err
+	case c.MaxAllocations < 0 || c.MaxPermissions < 0 || c.MaxChannels < 0 || c.ReplyBurst < 0 || c.ReplyRate < 0 ||
 		c.MaxConnections < 0 || c.MaxConnectionsSource < 0 || c.Idle < 0:
 		return errors.New("turn: a limit is negative")
 	case c.Drain < 0 || c.Drain > 5*time.Second:
 		return fmt.Errorf("turn: drain %v: want 0 to 5s", c.Drain)
 	}
-	setDefault(&c.GraceMax, 12*time.Hour)
-	setDefault(&c.Quota, 32)
+	c.Tenants = slices.Clone(c.Tenants) // completed in place
+	if err := c.completeTenants(); err != nil {
+		return err
+	}
 	setDefault(&c.MaxPermissions, 64)
 	setDefault(&c.MaxChannels, 64)
 	setDefault(&c.Drain, 2*time.Second)
 	setDefault(&c.Idle, defaultIdle)
-	all := int(c.Relay.MaxPort) - int(c.Relay.MinPort) + 1
-	if c.MaxAllocations == 0 || c.MaxAllocations > all {
-		c.MaxAllocations = all
+	if c.MaxAllocations == 0 || c.MaxAllocations > ports {
+		c.MaxAllocations = ports
 	}
 	return nil
+}
+
+// completeRelays does so for Relays, and returns how many ports they have.
+func (c *Config) completeRelays() (ports int, err error) {
+	c.Relays = slices.Clone(c.Relays)
+	if len(c.Relays) == 0 {
+		return 0, errors.New("turn: no address for relay sockets; set turn.relay")
+	}
+	for i := range c.Relays {
+		r := &c.Relays[i]
+		if r.MinPort == 0 && r.MaxPort == 0 {
+			r.MinPort, r.MaxPort = 49152, 65535
+		}
+		if !r.Advertise.IsValid() {
+			r.Advertise = r.Bind
+		}
+		r.Bind, r.Advertise = r.Bind.Unmap(), r.Advertise.Unmap()
+		key := fmt.Sprintf("turn.relay[%d]", i)
+		switch {
+		case !r.Bind.IsValid():
+			return 0, fmt.Errorf("turn: no address for relay sockets; set %s.bind", key)
+		case r.Advertise.IsUnspecified():
+			return 0, fmt.Errorf("turn: relay address %v cannot be told to anybody; set %s.advertise", r.Advertise, key)
+		case r.Bind.Is4() != r.Advertise.Is4():
+			return 0, fmt.Errorf("turn: %s.bind %v and advertise %v are of different families", key, r.Bind, r.Advertise)
+		case r.MinPort < 1024 || r.MinPort > r.MaxPort:
+			return 0, fmt.Errorf("turn: %s.ports %d to %d: want 1024 <= min <= max (RFC 8656 §7.2)", key, r.MinPort, r.MaxPort)
+		}
+		for j, o := range c.Relays[:i] {
+			// Two sockets on one port, or two allocations with one relayed address.
+			same := o.Advertise == r.Advertise || o.Bind == r.Bind || o.Bind.Is4() == r.Bind.Is4() && (o.Bind.IsUnspecified() || r.Bind.IsUnspecified())
+			if same && o.MinPort <= r.MaxPort && r.MinPort <= o.MaxPort {
+				return 0, fmt.Errorf("turn: %s.ports %d to %d overlap with those of turn.relay[%d] on the same address; give each a range of its own", key, r.MinPort, r.MaxPort, j)
+			}
+		}
+		ports += int(r.MaxPort) - int(r.MinPort) + 1
+	}
+	return ports, nil
 }
 
 func setDefault[T int | time.Duration](v *T, d T) {
@@ -223,15 +267,19 @@ func setDefault[T int | time.Duration](v *T, d T) {
 	}
 }
 
-// peers returns the policy with what is ours refused: the listeners at every door, and in the general
+// ownPeers makes the policies refuse what is ours: the listeners at every door, and in the general
 // profile all addresses of this machine, a public one with a filtered service on it too, but for
 // ports that hold a relay and those that the policy opens by name.
-func (s *Server) peers() (peerpolicy.Policy, error) {
+func (s *Server) ownPeers() error {
 	machine, err := net.InterfaceAddrs()
 	if err != nil {
-		return peerpolicy.Policy{}, fmt.Errorf("turn: list this machine's addresses, to refuse them as peers: %w", err)
+		return fmt.Errorf("turn: list this machine's addresses, to refuse them as peers: %w", err)
 	}
-	own := []netip.Addr{s.cfg.Relay.Advertise, s.cfg.Relay.Bind}
+	var own, advertised []netip.Addr
+	for _, r := range s.cfg.Relays {
+		advertised = append(advertised, r.Advertise)
+		own = append(own, r.Advertise, r.Bind)
+	}
 	for _, i := range machine {
 		if p, err := netip.ParsePrefix(i.String()); err == nil {
 			own = append(own, p.Addr().Unmap())
@@ -240,15 +288,22 @@ func (s *Server) peers() (peerpolicy.Policy, error) {
 	var listeners []netip.AddrPort
 	for _, a := range s.Addrs() {
 		if !a.Addr().IsUnspecified() {
-			// The second is ours as well behind a one-to-one NAT.
-			listeners = append(listeners, a, netip.AddrPortFrom(s.cfg.Relay.Advertise, a.Port()))
+			listeners = append(listeners, a)
+			for _, o := range advertised { // ours as well behind a one-to-one NAT
+				listeners = append(listeners, netip.AddrPortFrom(o, a.Port()))
+			}
 			continue
 		}
 		for _, o := range own {
 			listeners = append(listeners, netip.AddrPortFrom(o, a.Port()))
 		}
 	}
-	return s.cfg.Peers.WithListeners(listeners...).WithRelays(own...), nil
+	s.cfg.Peers = s.cfg.Peers.WithListeners(listeners...).WithRelays(own...)
+	for i := range s.cfg.Tenants {
+		t := &s.cfg.Tenants[i]
+		t.Peers = t.Peers.WithListeners(listeners...).WithRelays(own...)
+	}
+	return nil
 }
 
 // TCPAddrs is Addrs for TCP.
@@ -365,6 +420,17 @@ func (s *Server) Revoke(pseudonym string) int {
 	w := newWorker(s)
 	s.mu.Lock()
 	n := s.core.Revoke(time.Now(), pseudonym, &w.out)
+	s.mu.Unlock()
+	w.act(&w.out)
+	return n
+}
+
+// Recheck ends the allocations of static users who are no longer among Users with the key that they
+// authenticated with, and returns how many they were. It is to be called when Users has changed.
+func (s *Server) Recheck() int {
+	w := newWorker(s)
+	s.mu.Lock()
+	n := s.core.Recheck(time.Now(), &w.out)
 	s.mu.Unlock()
 	w.act(&w.out)
 	return n

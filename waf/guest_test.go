@@ -426,6 +426,31 @@ func TestNoGuests(t *testing.T) {
 	}
 }
 
+// A guest of a pool that was made smaller, or taken away, is renewed no more.
+func TestPoolShrinks(t *testing.T) {
+	l, _ := newsLab(t, guests(3))
+	var in []pageState
+	for range 3 {
+		in = append(in, l.join())
+	}
+	for _, left := range []int{2, 0} {
+		small := newLab(t, guests(left), func(c *Config) { c.Store, c.Rings, c.SigningKeyFile = l.store, l.s.cfg.Rings, l.s.cfg.SigningKeyFile })
+		for i, p := range in {
+			n, _ := guestNumber(l.name(p))
+			status, m := small.tokens(refreshOf(p.refresh))
+			if n <= left {
+				if status != 200 {
+					t.Errorf("%d of %d: %d %v", n, left, status, m)
+					continue
+				}
+				in[i].refresh = m["refresh_token"].(string)
+			} else if status != 400 || m["error"] != "invalid_grant" {
+				t.Errorf("%d of %d: %d %v", n, left, status, m["error"])
+			}
+		}
+	}
+}
+
 func TestGuestConfig(t *testing.T) {
 	for _, c := range []struct {
 		name   string

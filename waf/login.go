@@ -80,8 +80,8 @@ var errRefused = errors.New("refused")
 
 // checkLogin returns the user's name if the password is right. With errRefused, name is that of a
 // user that exists, or empty. Every attempt counts for its source, for the user, and for both
-// together, whether the user exists or not; one that succeeds is taken off again. The limit for both
-// is the lowest, so that one stranger cannot keep a user out.
+// together, whether the user exists or not; one that succeeds is taken off again, and counts for the user
+// in a limit of its own. The limit for both is the lowest, so that one stranger cannot keep a user out.
 func (s *Server) checkLogin(ctx context.Context, from, typed string, password secret.Bytes) (name string, c Cause, wait time.Duration, err error) {
 	name, possible := userName(typed)
 	now := time.Now()
@@ -114,6 +114,10 @@ func (s *Server) checkLogin(ctx context.Context, from, typed string, password se
 		s.bySource.GiveBack(from, now)
 		s.byBoth.GiveBack(from+" "+who, now)
 		s.byUser.GiveBack(who, now)
+		// Each session beyond the most ends another, and its end is kept and told for hours.
+		if wait, ok := s.byRight.Take(who, now); !ok {
+			return u.name, TooManyLogins, wait, errRefused
+		}
 		return u.name, 0, 0, nil
 	case u.name == "":
 		return "", UnknownUser, 0, errRefused

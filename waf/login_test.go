@@ -144,6 +144,31 @@ func TestCookie(t *testing.T) {
 	}
 }
 
+// Somebody who has a password cannot fill the store and the enforcers' memory with sessions and their ends.
+func TestLogInsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		in := 0
+		for i := range 300 {
+			if r := l.post("alice", password, func(r *http.Request) { r.RemoteAddr = "192.0.2." + strconv.Itoa(i%250) + ":1" }); r.StatusCode == http.StatusSeeOther {
+				in++
+			} else if r.StatusCode != http.StatusTooManyRequests || r.Header.Get("Retry-After") == "" || len(r.Cookies()) != 0 {
+				t.Fatalf("%d", r.StatusCode)
+			}
+		}
+		if in != 100 {
+			t.Errorf("%d log-ins at once", in)
+		}
+		if r := l.post("bob", password); r.StatusCode != http.StatusSeeOther {
+			t.Errorf("bob is kept out: %d", r.StatusCode)
+		}
+		time.Sleep(10 * time.Second)
+		if r := l.post("alice", password); r.StatusCode != http.StatusSeeOther {
+			t.Errorf("alice is kept out for long: %d", r.StatusCode)
+		}
+	})
+}
+
 func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)

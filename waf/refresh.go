@@ -109,7 +109,11 @@ func (s *Server) refresh(r *http.Request, p values, _ Client) (any, *tokenError)
 	defer cancel()
 	sess, err := s.readSession(ctx, key)
 	if errors.Is(err, errNoSession) {
-		return nil, bad(SessionEnded, "invalid_grant", "the session has ended: log in again", "client", client.ID)
+		e := bad(SessionEnded, "invalid_grant", "the session has ended: log in again", "client", client.ID)
+		if c := sess.chain(id); c != nil && c.Client == client.ID { // a reuse, of which the enforcers may not have heard
+			e.attrs = append(e.attrs, s.endReused(ctx, sess)...)
+		}
+		return nil, e
 	} else if err != nil {
 		return nil, noStore(err)
 	}
@@ -154,9 +158,7 @@ func (s *Server) refresh(r *http.Request, p values, _ Client) (any, *tokenError)
 	case err == nil:
 	case errors.Is(err, errReused):
 		e := bad(RefreshReused, "invalid_grant", "the refresh token has been used: log in again", append(who, "effect", "session ended")...)
-		if err := s.logOut(ctx, sess, ReasonRevoked); err != nil {
-			e.attrs = append(e.attrs, "error", err)
-		}
+		e.attrs = append(e.attrs, s.endReused(ctx, sess)...)
 		return nil, e
 	case errors.Is(err, errNoSession):
 		return nil, bad(SessionEnded, "invalid_grant", "the session has ended: log in again", who...)
@@ -167,6 +169,15 @@ func (s *Server) refresh(r *http.Request, p values, _ Client) (any, *tokenError)
 	return s.issue(r, sess, identity, client.ID, scope, refreshToken(key, id, next))
 }
 
+// endReused ends a session that a reuse has marked as over, and returns what to log where that failed. Then
+// the next one who comes with a token of it tries again.
+func (s *Server) endReused(ctx context.Context, sess session) []any {
+	if err := s.logOut(ctx, sess, ReasonRevoked); err != nil {
+		return []any{"error", err}
+	}
+	return nil
+}
+
 // identityOf reads whom the tokens of a session are for.
 func (s *Server) identityOf(ctx context.Context, sess session) (user, *tokenError) {
 	if over, err := s.ended(ctx, sess.Pseudonym); err != nil {
@@ -175,6 +186,9 @@ func (s *Server) identityOf(ctx context.Context, sess session) (user, *tokenErro
 		return user{}, bad(SessionEnded, "invalid_grant", "the session has ended: log in again")
 	}
 	if n, ok := guestNumber(sess.key); ok {
+		if n > s.cfg.Guests {
+			return user{}, bad(SessionEnded, "invalid_grant", "guests are no longer let in, or not so many")
+		}
 		return s.guest(n), nil
 	}
 	u, err := s.readUser(ctx, sess.User)

@@ -254,6 +254,32 @@ func TestRefreshReuse(t *testing.T) {
 	l.noSecrets(stolen.refresh, second.refresh, third.refresh)
 }
 
+// The enforcers could not be told of a theft: whoever comes with a token of that session tells them.
+func TestRefreshReuseToldLater(t *testing.T) {
+	for name, fail := range map[string]func(*news, *flaky, bool){
+		"news":  func(n *news, _ *flaky, yes bool) { n.fail = map[bool]error{true: errFlaky}[yes] },
+		"store": func(_ *news, f *flaky, yes bool) { f.set("create "+endedBucket, yes) },
+	} {
+		l, told := newsLab(t)
+		stolen := l.logIn("alice")
+		second := l.redeem(refreshOf(stolen.refresh))
+		third := l.redeem(refreshOf(second.refresh))
+		fail(told, l.store, true)
+		l.tokens(refreshOf(stolen.refresh))
+		fail(told, l.store, false)
+		if n := len(told.told()); n != 0 {
+			t.Errorf("%s: told %d times", name, n)
+		}
+		if status, m := l.tokens(refreshOf(third.refresh)); status != 400 || m["error"] != "invalid_grant" {
+			t.Errorf("%s: %d %v", name, status, m)
+		}
+		if got, want := told.told(), []string{stolen.pseudonym + " revoked"}; !slices.Equal(got, want) {
+			t.Errorf("%s: told %v, want %v", name, got, want)
+		}
+		l.dead(name, third)
+	}
+}
+
 // The answer to a refresh is lost: the page tries again with what it has, and lives on.
 func TestRefreshLostAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

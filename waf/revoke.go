@@ -356,7 +356,9 @@ func (s *Server) sessionOf(ctx context.Context, client Client, tok string) (sess
 	foreign := bad(ForeignCode, "invalid_grant", "the token was issued to another client", "client", client.ID)
 	if key, id, _, ok := parseRefresh(tok); ok {
 		sess, err := s.readSession(ctx, key)
-		if err != nil && !errors.Is(err, errNoSession) {
+		if errors.Is(err, errNoSession) {
+			return session{}, nil
+		} else if err != nil {
 			return session{}, noStore(err)
 		}
 		// A spent token of a page whose answer was lost logs out too, and a stolen one may.
@@ -377,11 +379,11 @@ func (s *Server) sessionOf(ctx context.Context, client Client, tok string) (sess
 	}
 	if c.IMS.Scenario == claims.ScenarioPool {
 		sess, err := s.readSession(ctx, c.Subject)
-		if err != nil && !errors.Is(err, errNoSession) {
-			return session{}, noStore(err)
-		}
-		if sess.Pseudonym != c.Pseudonym {
+		switch {
+		case errors.Is(err, errNoSession), err == nil && sess.Pseudonym != c.Pseudonym:
 			return session{}, nil
+		case err != nil:
+			return session{}, noStore(err)
 		}
 		return sess, nil
 	}

@@ -72,7 +72,7 @@ func (s session) life(now time.Time) time.Duration {
 }
 
 // readSession returns errNoSession for one that is not there, over, or not readable: its user logs
-// in anew.
+// in anew. One that is over comes with it, as read.
 func (s *Server) readSession(ctx context.Context, key string) (session, error) {
 	e, err := s.store.Get(ctx, bucketOf(key), key)
 	if errors.Is(err, store.ErrNotFound) {
@@ -82,7 +82,12 @@ func (s *Server) readSession(ctx context.Context, key string) (session, error) {
 		return session{}, err
 	}
 	sess, err := parseSession(e)
-	if err != nil || !sess.at(time.Now()) {
+	switch {
+	case err != nil:
+		return session{}, errNoSession
+	case sess.Over:
+		return sess, errNoSession
+	case !sess.at(time.Now()):
 		return session{}, errNoSession
 	}
 	return sess, nil

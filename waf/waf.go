@@ -124,6 +124,7 @@ type Server struct {
 	stats   counters
 
 	bySource, byUser, byBoth *limit.Limiter // log-ins
+	byRight                  *limit.Limiter // log-ins with the right password, by user
 	byPseudonym              *limit.Limiter // TURN tokens, refreshes
 	bySecret                 *limit.Limiter // wrong client secrets, by source
 	noSecret                 secret.Bytes   // to compare with where there is none
@@ -155,6 +156,7 @@ func New(cfg Config) (*Server, error) {
 		bySource:    limit.New(30, 2*time.Second),
 		byUser:      limit.New(30, 30*time.Second),
 		byBoth:      limit.New(6, 15*time.Second),
+		byRight:     limit.New(100, 10*time.Second),
 		byPseudonym: limit.New(60, time.Second),
 		bySecret:    limit.New(10, 10*time.Second), noSecret: secret.Random(MinSecret),
 		lines: rate.NewLimiter(20, 100),

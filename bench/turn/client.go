@@ -34,7 +34,7 @@ type client struct {
 	password       string
 	realm          string
 	nonce          []byte
-	key            [16]byte
+	key            []byte
 	relayed        netip.AddrPort
 	hash           *stun.Hasher
 	credentialled  bool
@@ -119,7 +119,7 @@ func (c *client) ask(method stun.Method, body func(b []byte) []byte) error {
 		b = stun.AppendText(b, stun.AttrUsername, c.username)
 		b = stun.AppendText(b, stun.AttrRealm, c.realm)
 		b = stun.AppendAttr(b, stun.AttrNonce, c.nonce)
-		b = c.hash.AppendIntegrity(b, c.key[:])
+		b = c.hash.AppendIntegrity(b, c.key)
 	}
 	c.out = b
 	return c.write(b)
@@ -132,7 +132,7 @@ func (c *client) read() ([]byte, error) {
 		return c.buf[:n], err
 	}
 	for {
-		size, err := stun.StreamSize(c.in)
+		size, err := stun.StreamSize(c.in, false)
 		if err != nil {
 			return nil, err
 		}
@@ -197,7 +197,7 @@ func (c *client) challenged() error {
 		return errors.New("challenge without NONCE")
 	}
 	c.realm, c.nonce = string(realm), append([]byte(nil), nonce...)
-	c.key = stun.LongTermKey([]byte(c.username), realm, []byte(c.password))
+	c.key = stun.MD5.Key([]byte(c.username), realm, []byte(c.password))
 	if c.hash == nil {
 		c.hash = stun.NewHasher()
 	}

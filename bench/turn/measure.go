@@ -59,6 +59,7 @@ var measures = []measure{
 	{"tls_rate", "TLS handshakes of one CPU (1 s / the next line)", "1/s", true, "%.0f"},
 	{"tls_cpu", "CPU a TLS connection: handshake, Binding, close", "µs", false, "%.0f"},
 	{"mem_idle", "memory when nothing has happened yet", "MiB", false, "%.1f"},
+	{"mem_own", "of it not pages of program files", "MiB", false, "%.1f"},
 	{"mem_alloc", "memory an allocation with a channel that has relayed", "kB", false, "%.1f"},
 	{"mem_stranger", "memory a UDP source without credential", "B", false, "%.0f"},
 	{"mem_tls", "memory an idle TLS client", "kB", false, "%.1f"},
@@ -229,7 +230,7 @@ func measureHandshakes(p *process, n size) (map[string]float64, error) {
 
 // grown returns by how many bytes the server's memory grows with f, once it has settled.
 func grown(p *process, n size, f func() error) (int, error) {
-	before, err := p.memory()
+	before, _, err := p.memory()
 	if err != nil {
 		return 0, err
 	}
@@ -237,18 +238,18 @@ func grown(p *process, n size, f func() error) (int, error) {
 		return 0, err
 	}
 	time.Sleep(n.settle)
-	after, err := p.memory()
+	after, _, err := p.memory()
 	return after - before, err
 }
 
 // measureHeld: memory of allocations that are in use.
 func measureHeld(p *process, n size) (out map[string]float64, err error) {
 	out = map[string]float64{}
-	idle, err := p.memory()
+	idle, own, err := p.memory()
 	if err != nil {
 		return nil, err
 	}
-	out["mem_idle"] = float64(idle) / (1 << 20)
+	out["mem_idle"], out["mem_own"] = float64(idle)/(1<<20), float64(own)/(1<<20)
 	peer, err := newSocket(unix.SOCK_DGRAM, netip.AddrPortFrom(netip.MustParseAddr(peerAddress), 0), netip.AddrPort{})
 	if err != nil {
 		return nil, err

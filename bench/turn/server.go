@@ -88,7 +88,7 @@ turn:
   listen: [%[4]s:3478]
   listen_tcp: [%[4]s:3478]
   urls: ["turn:%[4]s:3478"]
-  relay: {bind: %[4]s}
+  relay: [{bind: %[4]s}]
   open: ["%[5]s/32 1024-65535"]
   secrets: %[6]s
 `, cert, key, realm, serverAddress, peerAddress, secrets)
@@ -253,16 +253,26 @@ func (p *process) cpu() (time.Duration, error) {
 }
 
 // memory is the proportional set size, in bytes: the resident set, what is shared with others divided.
-func (p *process) memory() (int, error) {
+// own is the part that is no page of a file, which the kernel could not drop and read again.
+func (p *process) memory() (all, own int, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.cmd.Process.Pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
+	found := 0
 	for line := range strings.Lines(string(b)) {
 		var kb int
 		if n, _ := fmt.Sscanf(line, "Pss: %d kB", &kb); n == 1 {
-			return kb << 10, nil
+			all = kb << 10
+			found++
+		}
+		if n, _ := fmt.Sscanf(line, "Pss_Anon: %d kB", &kb); n == 1 {
+			own = kb << 10
+			found++
 		}
 	}
-	return 0, fmt.Errorf("no Pss in %q", b)
+	if found != 2 {
+		return 0, 0, fmt.Errorf("no Pss and Pss_Anon in %q", b)
+	}
+	return all, own, nil
 }

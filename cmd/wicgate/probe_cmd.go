@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,14 +15,13 @@ import (
 	"wicgate/internal/config"
 	"wicgate/internal/listen"
 	"wicgate/internal/probe"
-	"wicgate/internal/secret"
 )
 
 type probeCmd struct {
-	URL     string `arg:"" optional:"" help:"The portal as browsers open it, such as https://portal.example.org." placeholder:"URL"`
-	User    string `help:"Log in as this user. The password: see below." placeholder:"NAME" xor:"who"`
-	Guest   bool   `help:"Join as a guest." xor:"who"`
-	PwFile  string `name:"password-file" help:"File whose first line is the password." type:"existingfile" placeholder:"FILE"`
+	URL   string `arg:"" optional:"" help:"The portal as browsers open it, such as https://portal.example.org." placeholder:"URL"`
+	User  string `help:"Log in as this user. The password: see below." placeholder:"NAME" xor:"who"`
+	Guest bool   `help:"Join as a guest." xor:"who"`
+	password
 	Callee  string `help:"Call this address, which answers by itself, where the core does not call the caller's own." placeholder:"SIP-URI"`
 	CA      string `name:"ca" help:"PEM file of the CA to trust, instead of the system's." type:"existingfile" placeholder:"FILE"`
 	TURN    string `name:"turn-credential" help:"Who gives the TURN credential: token, the WAF, or edge, the eP-CSCF. Default: as the portal says." enum:",token,edge" default:"" placeholder:"HOW"`
@@ -120,76 +118,8 @@ func (c *probeCmd) way(ctx context.Context) (probe.Config, error) {
 		return cfg, nil
 	}
 	var err error
-	cfg.Password, err = c.password(ctx)
+	cfg.Password, err = c.password.read(ctx, c.User)
 	return cfg, err
-}
-
-func (c *probeCmd) password(ctx context.Context) (secret.Bytes, error) {
-	if c.PwFile != "" {
-		b, err := os.ReadFile(c.PwFile)
-		if err != nil {
-			return secret.Bytes{}, fmt.Errorf("probe: password: %w", err)
-		}
-		line, _, _ := bytes.Cut(b, []byte{'\n'})
-		return secret.New(bytes.TrimRight(line, "\r")), nil
-	}
-	if v, ok := os.LookupEnv("WICGATE_PASSWORD"); ok {
-		return secret.New([]byte(v)), nil
-	}
-	return askPassword(ctx, c.User)
-}
-
-// askPassword reads a line of the terminal that is not shown. It ends with ctx, and leaves the terminal
-// as it was.
-func askPassword(ctx context.Context, user string) (secret.Bytes, error) {
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if err != nil {
-		return secret.Bytes{}, misuse("probe: no password and no terminal to ask at\n  hint: set WICGATE_PASSWORD, or give --password-file")
-	}
-	defer func() { _ = tty.Close() }() // nothing is buffered
-	old, err := echo(tty, nil)
-	if err != nil {
-		return secret.Bytes{}, fmt.Errorf("probe: terminal: %w", err)
-	}
-	defer func() {
-		_, _ = echo(tty, old) // it was set a moment before
-		fmt.Fprintln(tty)
-	}()
-	fmt.Fprintf(tty, "Password of %s: ", user)
-	defer context.AfterFunc(ctx, func() { _ = tty.SetReadDeadline(time.Unix(1, 0)) })() // else a Ctrl-C waits for Enter
-	var line []byte
-	b := make([]byte, 1)
-	for len(line) < 1024 {
-		n, err := tty.Read(b)
-		switch {
-		case ctx.Err() != nil:
-			return secret.Bytes{}, errors.New("interrupted: no password was given")
-		case err != nil || n == 0 || b[0] == '\n':
-			return secret.New(line), nil
-		}
-		line = append(line, b[0])
-	}
-	return secret.Bytes{}, errors.New("probe: the password is too long: 1024 bytes are the most")
-}
-
-// echo turns the terminal's echo off, or makes the terminal again what it was. It returns what it was.
-func echo(tty *os.File, to *unix.Termios) (was *unix.Termios, err error) {
-	c, err := tty.SyscallConn() // Fd would make reads uninterruptible
-	if err != nil {
-		return nil, err
-	}
-	e := c.Control(func(fd uintptr) {
-		if was, err = unix.IoctlGetTermios(int(fd), unix.TCGETS); err != nil {
-			return
-		}
-		next := *was
-		next.Lflag &^= unix.ECHO
-		if to != nil {
-			next = *to
-		}
-		err = unix.IoctlSetTermios(int(fd), unix.TCSETS, &next)
-	})
-	return was, errors.Join(e, err)
 }
 
 func (c *probeCmd) core() (probe.CoreConfig, error) {

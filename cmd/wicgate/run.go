@@ -19,18 +19,17 @@ import (
 	"wicgate/democore"
 	"wicgate/epcscf"
 	"wicgate/imsagw"
+	"wicgate/internal/acme"
 	"wicgate/internal/check"
 	"wicgate/internal/config"
 	"wicgate/internal/iq"
 	"wicgate/internal/keyring"
 	"wicgate/internal/life"
 	"wicgate/internal/listen"
-	"wicgate/internal/peerpolicy"
 	"wicgate/internal/policy"
 	"wicgate/internal/secret"
 	"wicgate/internal/session"
 	"wicgate/internal/store"
-	"wicgate/turn"
 	"wicgate/waf"
 	"wicgate/wwsf"
 )
@@ -111,7 +110,8 @@ type house struct {
 
 	bus         *store.NATS
 	rings       *keyring.Ring
-	ca          *listen.CA // nil where a certificate is configured
+	ca          *listen.CA   // nil where a certificate is configured
+	acme        *acme.Client // nil: certificates are not got by ACME
 	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client      *http.Client
 	users       []waf.User // demo users, where there are any
@@ -141,11 +141,11 @@ func (h *house) build() error {
 		when  bool
 		build func(*http.ServeMux) error
 	}{
-		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "", h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "" || h.usesACME(), h.openBus},
 		{h.has("waf") || h.has("epcscf") || h.has("turn"), h.openNews},
 		{h.has("waf") || h.has("turn"), h.openKeys},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
-		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
+		{h.usesTLS(), h.openTrust},
 		{h.has("turn"), h.turn},
 		{h.has("imsagw"), h.imsagw},
 		{h.has("democore"), h.democore},
@@ -203,7 +203,12 @@ func (h *house) path(configured, name string) string {
 func (h *house) openTrust(*http.ServeMux) (err error) {
 	var pool *x509.CertPool // nil: the system's
 	c := h.file.HTTPS
-	if c.Certificate == "" {
+	switch {
+	case h.usesACME():
+		if err := h.openACME(); err != nil {
+			return err
+		}
+	case c.Certificate == "":
 		hosts := append([]string{c.URL.Host()}, h.file.TURN.SecureHosts()...)
 		if a := c.Listen.Addr(); a.IsLoopback() {
 			hosts = append(hosts, "localhost", a.String())
@@ -214,7 +219,7 @@ func (h *house) openTrust(*http.ServeMux) (err error) {
 			return err
 		}
 		pool, h.cert = h.ca.Pool(), h.ca.GetCertificate
-	} else {
+	default:
 		files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) { h.log.Error("certificate not reloaded; the old one stays", "error", err) })
 		if err != nil {
 			return err
@@ -257,51 +262,6 @@ func addrPorts(list []config.AddrPort) (out []netip.AddrPort) {
 		out = append(out, a.AddrPort)
 	}
 	return out
-}
-
-func (h *house) turn(*http.ServeMux) error {
-	c := h.file.TURN
-	var open []peerpolicy.Range
-	if c.Profile == "ims" {
-		agw := h.file.IMSAGW.Access
-		open = append(open, peerpolicy.Range{Prefix: host(agw.Public()), MinPort: agw.Ports.First, MaxPort: agw.Ports.Last})
-	}
-	for _, r := range c.Open {
-		open = append(open, peerpolicy.Range{Prefix: r.Prefix, MinPort: r.Ports.First, MaxPort: r.Ports.Last})
-	}
-	peers := peerpolicy.IMS(open...)
-	if c.Profile == "general" {
-		peers = peerpolicy.General(open...)
-	}
-	secrets, err := h.secrets()
-	if err != nil {
-		return err
-	}
-	var give func() []secret.Bytes
-	if secrets != nil {
-		give = func() []secret.Bytes { return secrets }
-	}
-	tcp := addrPorts(c.ListenTCP)
-	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
-		h.shared = listen.NewHandover(web)
-	}
-	s, err := turn.New(turn.Config{
-		Log: h.log.With("role", "turn"), Name: c.Name, Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
-		Relay: turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
-		Peers: peers, Keys: h.rings,
-		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
-		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota,
-		Secrets: give, Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
-	})
-	if err != nil {
-		return err
-	}
-	h.operator.turn = s
-	h.news.follower.Hear(session.Handler{
-		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
-	})
-	h.add("turn", s.Serve, func() any { return s.Stats() })
-	return nil
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -356,14 +316,14 @@ func (h *house) coreUsers() (users []string, private map[string]string) {
 func (h *house) demoUsers() {
 	for _, name := range h.file.DemoCore.Users {
 		h.users = append(h.users, waf.User{
-			Name: name, Display: strings.ToUpper(name[:1]) + name[1:], Password: password(),
+			Name: name, Display: strings.ToUpper(name[:1]) + name[1:], Password: freshPassword(),
 			IMPI: name + "@" + h.file.Domain, IMPU: []string{"sip:" + name + "@" + h.file.Domain},
 		})
 	}
 }
 
-// password is 60 random bits in three groups that a person can type.
-func password() secret.Bytes {
+// freshPassword is 60 random bits in three groups that a person can type.
+func freshPassword() secret.Bytes {
 	const letters = "abcdefghijkmnpqrstuvwxyz23456789" // 32, none easily taken for another
 	b := make([]byte, 12)
 	rand.Read(b)

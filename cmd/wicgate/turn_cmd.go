@@ -17,6 +17,7 @@ type turnCmd struct {
 	Show     turnShowCmd     `cmd:"" help:"Show one TURN session: permissions, channels, traffic."`
 	Kill     turnKillCmd     `cmd:"" help:"End one TURN session. The browser may allocate anew."`
 	Revoke   turnRevokeCmd   `cmd:"" help:"End a log-in and all that it holds: registration, calls, TURN sessions."`
+	User     turnUserCmd     `cmd:"" help:"Print the line of a static user, for the file of turn.users."`
 }
 
 type turnSessionsCmd struct {
@@ -117,7 +118,7 @@ func printSession(out io.Writer, s admin.Session, now time.Time) {
 	line("pseudonym", "%s", s.Pseudonym)
 	line("credential", "%s, until %s", s.Credential, s.CredentialEnds.UTC().Format(time.DateTime+" MST"))
 	line("client", "%s over %s", s.Client, s.Transport)
-	line("relayed", "%s", s.Relayed)
+	line("relayed", "%s", strings.Join(s.Relayed, ", "))
 	line("since", "%s (%s ago)", s.Since.UTC().Format(time.DateTime+" MST"), age(now.Sub(s.Since)))
 	line("expires", "%s (in %s, unless refreshed)", s.Expires.UTC().Format(time.DateTime+" MST"), age(s.Expires.Sub(now)))
 	line("to peers", "%d packets, %s", s.ToPeerPackets, size(s.ToPeerBytes))
@@ -188,11 +189,18 @@ func (c *turnRevokeCmd) Run(out io.Writer) error {
 	if err := c.ask("POST", "/v1/revoke", map[string]string{"name": c.Name}, &done); err != nil {
 		return err
 	}
-	if done == (admin.Revoked{}) {
-		_, err := fmt.Fprintf(out, "%s: nothing was alive here. What other nodes hold of it ends within a second.\n", c.Name)
-		return err
+	return printRevoked(out, c.Name, done)
+}
+
+func printRevoked(out io.Writer, name string, done admin.Revoked) (err error) {
+	switch {
+	case done.LogIns+done.Allocations > 0:
+		_, err = fmt.Fprintf(out, "Revoked %s: %s ended, and %s here at once.\n", name, count(done.LogIns, "log-in"), count(done.Allocations, "TURN session"))
+	case done.As == admin.KindPseudonym:
+		_, err = fmt.Fprintf(out, "%s: taken for a pseudonym, and nothing of it was alive here. What other nodes hold of it ends within a second.\nA user is revoked where waf runs.\n", name)
+	default:
+		_, err = fmt.Fprintf(out, "%s: nothing was alive.\n", name)
 	}
-	_, err := fmt.Fprintf(out, "Revoked %s: %s ended, and %s here at once.\n", c.Name, count(done.LogIns, "log-in"), count(done.Allocations, "TURN session"))
 	return err
 }
 

@@ -50,7 +50,7 @@ type Session struct {
 	Pseudonym  string    `json:"pseudonym"`
 	Client     string    `json:"client"`    // transport address
 	Transport  string    `json:"transport"` // udp, tcp, tls
-	Relayed    string    `json:"relayed"`   // transport address that peers see
+	Relayed    []string  `json:"relayed"`   // transport addresses that peers see, IPv4 first
 	Since      time.Time `json:"since"`
 	Expires    time.Time `json:"expires"`    // unless refreshed
 	Credential string    `json:"credential"` // its kind, never the secret
@@ -75,8 +75,9 @@ type TURN interface {
 
 // Revoked is what a revocation has reached in this process. Other nodes hear of it by the bus.
 type Revoked struct {
-	LogIns      int `json:"log_ins"`     // log-in sessions ended
-	Allocations int `json:"allocations"` // of this process's TURN server, ended
+	As          string `json:"as"`          // what the name was taken for: user or pseudonym
+	LogIns      int    `json:"log_ins"`     // log-in sessions ended
+	Allocations int    `json:"allocations"` // of this process's TURN server, ended
 }
 
 // Kinds of names that a [Revoker] may be given.

@@ -188,16 +188,16 @@ func TestRevoke(t *testing.T) {
 			case "slow":
 				return Revoked{}, errors.New("the store did not answer")
 			}
-			return Revoked{LogIns: len(kind), Allocations: len(name)}, nil
+			return Revoked{As: "as " + kind, LogIns: len(kind), Allocations: len(name)}, nil
 		})
 	}})
 	for _, q := range []struct {
 		body any
 		want string // of the error, or of the answer
 	}{
-		{map[string]string{"name": "alice"}, "{LogIns:0 Allocations:5}"},
-		{map[string]string{"user": "alice"}, "{LogIns:4 Allocations:5}"},
-		{map[string]string{"pseudonym": "xy"}, "{LogIns:9 Allocations:2}"},
+		{map[string]string{"name": "alice"}, "{As:as  LogIns:0 Allocations:5}"},
+		{map[string]string{"user": "alice"}, "{As:as user LogIns:4 Allocations:5}"},
+		{map[string]string{"pseudonym": "xy"}, "{As:as pseudonym LogIns:9 Allocations:2}"},
 		{map[string]string{"name": "mallory"}, "404 user \"mallory\": not found\n  hint: \"wicgate turn sessions\" shows"},
 		{map[string]string{"name": "slow"}, "503 revoke \"slow\": the store did not answer\n  hint: what was reached has ended"},
 		{map[string]string{"name": "a", "user": "b"}, "400 want one of name, user and pseudonym"},

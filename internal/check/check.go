@@ -7,10 +7,15 @@
 package check
 
 import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -206,7 +211,10 @@ func (c *checker) files() {
 		}
 	}
 	if c.has("waf") {
-		c.secret("waf.signing_key", c.path(c.File.WAF.SigningKey, "waf-key.pem"), c.File.WAF.SigningKey != "")
+		name := c.path(c.File.WAF.SigningKey, "waf-key.pem")
+		if b := c.secret("waf.signing_key", name, c.File.WAF.SigningKey != ""); b != nil && !isSigningKey(b) {
+			c.error("waf.signing_key", name+" holds no private key on the curve P-256 in PEM", "restore it, or move it away to start with a new key; SIP tokens issued so far then end")
+		}
 	}
 	if c.has("epcscf") || c.has("turn") && c.File.TURN.Secrets != "" {
 		name := c.path(c.File.TURN.Secrets, "turn-secrets.txt")
@@ -216,8 +224,21 @@ func (c *checker) files() {
 			c.fails("turn.secrets", err)
 		}
 	}
-	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") {
-		c.secret("wwsf.client_secret", c.path(c.File.WWSF.ClientSecret, "wwsf-client.secret"), c.has("waf") && c.File.WWSF.ClientSecret != "")
+	if a := c.File.HTTPS.ACME; a.On() && (c.has("waf", "wwsf", "epcscf") || c.has("turn") && len(c.File.TURN.ListenTCP) > 0) {
+		if _, err := keyring.OpenSecrets(c.path(a.Secrets, "acme-secrets.txt"), false); err != nil && (a.Secrets != "" || !errors.Is(err, fs.ErrNotExist)) {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w\n  hint: copy it from a node that has it; for the first: openssl rand -base64 32 > %s; chmod 600 %[2]s", err, a.Secrets)
+			}
+			c.fails("https.acme.secrets", err)
+		}
+		if a.CA != "" {
+			if _, err := listen.PoolFile(a.CA); err != nil {
+				c.error("https.acme.ca", err.Error(), "name the PEM file of the root that signed the certificate of https.acme.directory")
+			}
+		}
+	}
+	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") && !c.has("waf") {
+		c.clientSecret(c.File.WWSF.ClientSecret)
 	}
 	if n := c.File.Bus.NKey; n != "" && c.has("waf", "epcscf", "imsagw") {
 		if _, err := os.Stat(n); err != nil {
@@ -228,28 +249,71 @@ func (c *checker) files() {
 	}
 }
 
-// secret looks at a file that its owner alone may read.
-func (c *checker) secret(key, name string, make bool) {
+// clientSecret looks at the portal's secret. Where the WAF runs it is made; elsewhere a portal without one
+// has no guests, unless the file is named.
+func (c *checker) clientSecret(configured string) {
+	const key = "wwsf.client_secret"
+	name := c.path(configured, "wwsf-client.secret")
+	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) && configured != "" && !c.has("waf") {
+		c.error(key, fmt.Sprintf("open %s: no such file", name), "copy it from the WAF, which makes it; it is the WAF's wwsf.client_secret")
+		return
+	}
+	b := c.secret(key, name, configured != "")
+	if b == nil {
+		return
+	}
+	if b = bytes.TrimSpace(b); len(b) < 32 || len(b) > 256 || bytes.ContainsAny(b, " \r\n\t") {
+		c.error(key, name+": want one line of 32 to 256 random bytes without spaces", "move it away, and the WAF makes a new one; the portal needs the same file")
+	}
+}
+
+// isSigningKey says whether b is a key for ES256, in PEM.
+func isSigningKey(b []byte) bool {
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return false
+	}
+	var key any
+	var err error
+	if block.Type == "EC PRIVATE KEY" {
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	} else {
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	return err == nil && ok && ec.Curve == elliptic.P256()
+}
+
+// secret looks at a file that its owner alone may read, and returns its content, at most 16 KiB; nil where
+// there is none, or it has a fault, which is told.
+func (c *checker) secret(key, name string, make bool) []byte {
 	f, err := os.Open(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if make {
 			c.willMake(key, name)
 		}
-		return
+		return nil
 	case err != nil:
 		c.error(key, err.Error(), "let the user that wicgate runs as read it, and nobody else")
-		return
+		return nil
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		c.error(key, err.Error(), "")
-		return
+		return nil
 	}
 	if perm := st.Mode().Perm(); perm&0o077 != 0 {
 		c.error(key, fmt.Sprintf("%s has mode %04o, others than its owner can reach it", name, perm), "chmod 600 "+name)
+		return nil
 	}
+	b, err := io.ReadAll(io.LimitReader(f, 16<<10))
+	if err != nil {
+		c.error(key, err.Error(), "")
+		return nil
+	}
+	return b
 }
 
 // willMake looks whether a file that is not there can be made.
@@ -323,9 +387,12 @@ func (c *checker) sockets() {
 	tcp(c.has("waf", "wwsf", "epcscf"), "https.listen", f.HTTPS.Listen.AddrPort)
 	tcp(c.has("epcscf"), "epcscf.listen", f.EPCSCF.Listen.AddrPort)
 	tcp(c.has("democore"), "democore.listen", f.DemoCore.Listen.AddrPort)
+	tcp(f.HTTPS.ACME.On() && f.HTTPS.ACME.HTTP.IsValid(), "https.acme.http", f.HTTPS.ACME.HTTP.AddrPort)
 	tcp(f.Admin.Listen.IsValid(), "admin.listen", f.Admin.Listen.AddrPort)
 	// Ranges are tested by their address alone: port 0 is any that is free.
-	udp(c.has("turn"), "turn.relay.bind", netip.AddrPortFrom(f.TURN.Relay.Bind.Addr, 0))
+	for i, s := range f.TURN.Relay {
+		udp(c.has("turn"), fmt.Sprintf("turn.relay[%d].bind", i), netip.AddrPortFrom(s.Bind.Addr, 0))
+	}
 	udp(c.has("imsagw"), "imsagw.access.bind", netip.AddrPortFrom(f.IMSAGW.Access.Bind.Addr, 0))
 	udp(c.has("imsagw"), "imsagw.core.bind", netip.AddrPortFrom(f.IMSAGW.Core.Bind.Addr, 0))
 }
@@ -337,7 +404,7 @@ func (c *checker) opened(proto, key string, a netip.AddrPort, err error) {
 	case err == nil:
 		c.ok("%s %v: free (%s)", proto, a, key)
 	case c.Running && inUse(err):
-		c.ok("%s %v: in use, by the wicgate that runs with this data folder (%s)", proto, a, key)
+		c.ok("%s %v: in use (%s); by the wicgate that runs with this data folder, if by no other program", proto, a, key)
 	default:
 		c.fails(key, err)
 	}
@@ -346,14 +413,20 @@ func (c *checker) opened(proto, key string, a netip.AddrPort, err error) {
 // machine looks at limits and clock of this machine.
 func (c *checker) machine() {
 	m := readMachine()
-	if c.File.TURN.Relay.Bind.IsLoopback() && c.File.IMSAGW.Access.Bind.IsLoopback() && c.File.HTTPS.Listen.Addr().IsLoopback() {
+	foreign := slices.ContainsFunc(c.File.TURN.Relay, func(s config.Side) bool { return !s.Bind.IsLoopback() })
+	if !foreign && c.File.IMSAGW.Access.Bind.IsLoopback() && c.File.HTTPS.Listen.Addr().IsLoopback() {
 		return // a try on one machine: nothing of this matters
 	}
 	if m.ephemeral.First != 0 {
-		for _, r := range []struct {
+		type use struct {
 			role, key string
 			ports     config.Ports
-		}{{"turn", "turn.relay.ports", c.File.TURN.Relay.Ports}, {"imsagw", "imsagw.access.ports", c.File.IMSAGW.Access.Ports}, {"imsagw", "imsagw.core.ports", c.File.IMSAGW.Core.Ports}} {
+		}
+		ranges := []use{{"imsagw", "imsagw.access.ports", c.File.IMSAGW.Access.Ports}, {"imsagw", "imsagw.core.ports", c.File.IMSAGW.Core.Ports}}
+		for i, s := range c.File.TURN.Relay {
+			ranges = append(ranges, use{"turn", fmt.Sprintf("turn.relay[%d].ports", i), s.Ports})
+		}
+		for _, r := range ranges {
 			if c.has(r.role) && r.ports.First <= m.ephemeral.Last && m.ephemeral.First <= r.ports.Last && !m.reserved(r.ports) {
 				c.warn(r.key, fmt.Sprintf("%v overlap with the ports %v that the kernel gives to outgoing connections: some will be taken", r.ports, m.ephemeral),
 					fmt.Sprintf("sysctl -w net.ipv4.ip_local_reserved_ports=%v", r.ports))
@@ -364,8 +437,8 @@ func (c *checker) machine() {
 		c.warn("", fmt.Sprintf("net.core.rmem_max is %d bytes: a TURN listener asks for %d, and loses packets in bursts with less", m.rmemMax, listenBuffer),
 			fmt.Sprintf("sysctl -w net.core.rmem_max=%d", listenBuffer))
 	}
-	if n := c.File.TURN.Relay.Ports.Count(); c.has("turn") && m.descriptors > 0 && m.descriptors < uint64(n+reservedDescriptors) {
-		c.warn("turn.relay.ports", fmt.Sprintf("%v hold %d allocations, and this process may open %d files", c.File.TURN.Relay.Ports, n, m.descriptors),
+	if n := c.File.TURN.RelayPorts(); c.has("turn") && m.descriptors > 0 && m.descriptors < uint64(n+reservedDescriptors) {
+		c.warn("turn.relay", fmt.Sprintf("its ports hold %d allocations, and this process may open %d files", n, m.descriptors),
 			fmt.Sprintf("raise the limit: ulimit -n %d, or LimitNOFILE=%d in the systemd unit", n+2*reservedDescriptors, n+2*reservedDescriptors))
 	}
 	if m.unsynchronised {

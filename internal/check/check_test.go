@@ -189,7 +189,7 @@ func TestFiles(t *testing.T) {
 	nkey := put("nkey", "", 0o644)
 	for name, c := range map[string]struct{ file, want string }{
 		"keys of another": {"turn: {keys: " + filepath.Join(data, "other.json") + "}\n", `error wicgate.yaml:1: turn.keys: keyring: ` + filepath.Join(data, "other.json") + `: holds the keys of TURN server "other.test", not of "turn.ims.test"`},
-		"open keys":       {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach the keys\n  hint: chmod 600"},
+		"open keys":       {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach what is in it\n  hint: chmod 600"},
 		"nowhere":         {"turn: {keys: /nowhere/k.json}\n", "error wicgate.yaml:1: turn.keys: /nowhere/k.json is not there, and cannot be made"},
 		"signing key":     {"", "error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " has mode 0640"},
 		"client secret":   {"", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + " has mode 0604"},
@@ -200,6 +200,48 @@ func TestFiles(t *testing.T) {
 		if got := text(Cheap(Input{File: load(t, c.file), Data: data, Roles: roles})); !strings.Contains(got, c.want) {
 			t.Errorf("%s: got  %s\nwant %s", name, got, c.want)
 		}
+	}
+}
+
+// TestSecretsAreRead: what run refuses to read, check does not call well.
+func TestSecretsAreRead(t *testing.T) {
+	data := t.TempDir()
+	put := func(name string, text []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(data, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := func(yaml string, roles ...string) string {
+		return text(Cheap(Input{File: load(t, yaml), Data: data, Roles: roles}))
+	}
+	put("waf-key.pem", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))
+	put("wwsf-client.secret", []byte("short\n"))
+	got := found("", "waf", "wwsf")
+	for _, want := range []string{"error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " holds no", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + ": want one line of 32 to 256"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	gone := "wwsf: {client_secret: " + filepath.Join(data, "none") + "}\n"
+	if got, want := found(gone, "wwsf"), "error wicgate.yaml:1: wwsf.client_secret: open "+filepath.Join(data, "none"); !strings.Contains(got, want) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("waf-key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	put("wwsf-client.secret", []byte(strings.Repeat("x", 43)+"\n"))
+	if got := found("", "waf", "wwsf"); got != "" {
+		t.Errorf("good ones: %s", got)
+	}
+	if got := found("", "wwsf"); got != "" {
+		t.Errorf("a portal: %s", got)
 	}
 }
 
@@ -242,7 +284,7 @@ func TestPorts(t *testing.T) {
 		t.Errorf("taken: %s", got)
 	}
 	in.Running = true
-	if r := All(in); !r.OK || !strings.Contains(strings.Join(r.Tested, "\n"), fmt.Sprintf("TCP 127.0.0.1:%d: in use, by the wicgate that runs", port)) {
+	if r := All(in); !r.OK || !strings.Contains(strings.Join(r.Tested, "\n"), fmt.Sprintf("TCP 127.0.0.1:%d: in use (admin.listen); by the wicgate that runs with this data folder, if by no other program", port)) {
 		t.Errorf("by ourselves: %s", text(r.Findings))
 	}
 	taken.Close()
@@ -259,7 +301,7 @@ func TestPorts(t *testing.T) {
 }
 
 func TestCapacity(t *testing.T) {
-	f := load(t, "turn: {relay: {ports: 50000-50999}}\nimsagw: {max_sessions: 400}\n")
+	f := load(t, "turn: {relay: [{bind: 127.0.0.1, ports: 50000-50499}, {bind: '::1', ports: 50000-50499}]}\nimsagw: {max_sessions: 400}\n")
 	first := func(m machine, name string) string {
 		t.Helper()
 		for _, r := range capacity(Input{File: f, Roles: roles}, m) {
@@ -277,7 +319,7 @@ func TestCapacity(t *testing.T) {
 		m          machine
 		name, want string
 	}{
-		{big, "TURN allocations", "1000 turn.relay.ports (50000-50999)"},
+		{big, "TURN allocations", "1000 turn.relay (ports 50000-50499, 50000-50499)"},
 		{big, "audio call legs", "400 imsagw.max_sessions"},
 		{big, "audio and video call legs", "250 imsagw.core.ports (41000-41999, 4 a leg)"},
 		{big, "WebSockets", "10000 the edge's own bound"},
@@ -285,7 +327,7 @@ func TestCapacity(t *testing.T) {
 		{machine{descriptors: 1024, memory: 64 << 30, udpMemory: 16 << 30}, "audio call legs", "298 open files (RLIMIT_NOFILE 1024)"},
 		{machine{descriptors: 1 << 20, memory: 12 << 20, udpMemory: 16 << 30}, "TURN allocations", "512 memory (12 MiB free, 24 KiB each)"},
 		{machine{descriptors: 1 << 20, memory: 64 << 30, udpMemory: 4 << 20}, "TURN allocations", "256 UDP buffers (net.ipv4.udp_mem, 4 MiB)"},
-		{machine{}, "TURN allocations", "1000 turn.relay.ports (50000-50999)"}, // a system that tells nothing
+		{machine{}, "TURN allocations", "1000 turn.relay (ports 50000-50499, 50000-50499)"}, // a system that tells nothing
 	} {
 		if got := first(c.m, c.name); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

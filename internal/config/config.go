@@ -50,7 +50,22 @@ type HTTPS struct {
 	Certificate string   `yaml:"certificate"`
 	Key         string   `yaml:"key"`
 	CA          string   `yaml:"ca"`
+	ACME        ACME     `yaml:"acme"`
 }
+
+// ACME is the section https.acme.
+type ACME struct {
+	Names     []string `yaml:"names"`
+	Directory string   `yaml:"directory"`
+	CA        string   `yaml:"ca"`
+	Email     string   `yaml:"email"`
+	Agree     bool     `yaml:"agree"`
+	Secrets   string   `yaml:"secrets"`
+	HTTP      AddrPort `yaml:"http"`
+}
+
+// On says whether certificates are got by ACME.
+func (a ACME) On() bool { return len(a.Names) > 0 }
 
 // Bus is the section bus.
 type Bus struct {
@@ -66,14 +81,21 @@ type TURN struct {
 	ListenTCP   []AddrPort `yaml:"listen_tcp"`
 	URLs        []string   `yaml:"urls"`
 	Keys        string     `yaml:"keys"`
-	Relay       Side       `yaml:"relay"`
+	Relay       []Side     `yaml:"relay"`
 	Profile     string     `yaml:"profile"`
 	Open        []Range    `yaml:"open"`
 	Credentials string     `yaml:"credentials"`
 	GraceMax    Duration   `yaml:"grace_max"`
 	Quota       int        `yaml:"quota"`
+	QuotaTotal  int        `yaml:"quota_total"`
+	Rates       Rates      `yaml:"rates"`
 	Secrets     string     `yaml:"secrets"`
+	Users       string     `yaml:"users"`
 	Blind       string     `yaml:"blind"`
+
+	ChannelNumbers string   `yaml:"channel_numbers"`
+	NATDiscovery   string   `yaml:"nat_discovery"`
+	Tenants        []Tenant `yaml:"tenants"`
 }
 
 // Side is an address with its range of ports.
@@ -155,11 +177,13 @@ func Default() *File {
 	return &File{
 		Domain: "ims.test",
 		Log:    Log{Level: Level(slog.LevelInfo), Format: "text"},
-		HTTPS:  HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443")},
-		Bus:    Bus{Replicas: 1},
+		HTTPS: HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443"),
+			ACME: ACME{Names: []string{}, Directory: "https://acme-v02.api.letsencrypt.org/directory"}},
+		Bus: Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open"},
+			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
+			ChannelNumbers: "rfc8656", NATDiscovery: "off", Tenants: []Tenant{}},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
@@ -208,6 +232,11 @@ func (f *File) parse(b []byte) error {
 	}
 	err := yaml.UnmarshalWithOptions(b, f, yaml.Strict())
 	if err == nil {
+		for i, r := range f.TURN.Relay { // what an entry leaves out: a list has no defaults of its own
+			if r.Ports == (Ports{}) {
+				f.TURN.Relay[i].Ports = Ports{49152, 65535}
+			}
+		}
 		return nil
 	}
 	var placed interface {
@@ -416,22 +445,22 @@ func (f *File) check() error {
 		when(!isName(f.Domain, 253, ".-"), "domain: %q is not a domain name in lower case", f.Domain),
 		when(f.Log.Format != "text" && f.Log.Format != "json", "log.format: want text or json, not %q", f.Log.Format),
 		when((f.HTTPS.Certificate == "") != (f.HTTPS.Key == ""), "https: certificate and key go together"),
+		f.acme(),
 		when(f.Bus.Replicas != 1 && f.Bus.Replicas != 3 && f.Bus.Replicas != 5, "bus.replicas: want 1, 3 or 5, not %d", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
-		when(!isName(f.TURN.Name, 127, ".-"), "turn.name: %q is not a name in lower case of at most 127 characters", f.TURN.Name),
+		f.TURN.checkTenants(),
+		when(f.TURN.ChannelNumbers != "rfc8656" && f.TURN.ChannelNumbers != "rfc5766", "turn.channel_numbers: want rfc8656 or rfc5766, not %q", f.TURN.ChannelNumbers),
 		when(len(f.TURN.Listen)+len(f.TURN.ListenTCP) == 0, "turn.listen: names no address, and turn.listen_tcp neither"),
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
 		f.TURN.checkURLs(),
-		when(f.TURN.Profile != "ims" && f.TURN.Profile != "general", "turn.profile: want ims or general, not %q", f.TURN.Profile),
 		when(f.EPCSCF.Guests.Calls < 1 || f.EPCSCF.Guests.Calls > 8, "epcscf.guests.calls: want 1 to 8, not %d", f.EPCSCF.Guests.Calls),
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
 		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
 		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
-		when(!slices.Contains([]string{"session", "call-grace", "strict"}, f.TURN.Credentials), "turn.credentials: want session, call-grace or strict, not %q", f.TURN.Credentials),
-		when(f.TURN.Quota < 1 || f.TURN.Quota > 10000, "turn.quota: want 1 to 10000, not %d", f.TURN.Quota),
-		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
+		when(!slices.Contains([]string{"off", "on", "reflect"}, f.TURN.NATDiscovery), "turn.nat_discovery: want off, on or reflect, not %q", f.TURN.NATDiscovery),
+		f.TURN.checkRelay(), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
 		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),
 		when(f.WWSF.TURNCredential != "token" && f.WWSF.TURNCredential != "edge", "wwsf.turn_credential: want token or edge, not %q", f.WWSF.TURNCredential),
@@ -462,6 +491,52 @@ func (f *File) needed() error {
 	need("epcscf.listen", f.EPCSCF.Listen)
 	need("epcscf.core", f.EPCSCF.Core)
 	need("democore.listen", f.DemoCore.Listen)
+	return errors.Join(errs...)
+}
+
+// maxNames bounds the certificates that one process keeps.
+const maxNames = 100
+
+// acme refuses what no CA would take, and what nodes could not share.
+func (f *File) acme() error {
+	a := f.HTTPS.ACME
+	if !a.On() {
+		return nil
+	}
+	var errs []error
+	for i, n := range a.Names {
+		key := fmt.Sprintf("https.acme.names[%d]", i)
+		_, ip := netip.ParseAddr(n)
+		errs = append(errs,
+			when(strings.HasPrefix(n, "*"), "%s: %q is a wildcard, which only dns-01 proves; name each host", key, n),
+			when(!strings.HasPrefix(n, "*") && (!isName(n, 253, ".-") || !strings.Contains(n, ".") || ip == nil), "%s: %q is not the full name of a host in lower case", key, n),
+			when(slices.Contains(a.Names[:i], n), "%s: %q is there twice", key, n))
+	}
+	u, err := url.Parse(a.Directory)
+	at := strings.Count(a.Email, "@")
+	return errors.Join(append(errs,
+		when(len(a.Names) > maxNames, "https.acme.names: %d, at most %d", len(a.Names), maxNames),
+		when(f.HTTPS.Certificate != "", "https.acme.names: certificates come from https.certificate already; leave one of the two empty"),
+		when(err != nil || u.Scheme != "https" || u.Host == "", "https.acme.directory: want the https URL of a CA's directory, not %q", a.Directory),
+		when(a.Email != "" && (at != 1 || strings.ContainsAny(a.Email, " ,:?")), "https.acme.email: %q is not one address", a.Email),
+		when(!a.Agree, "https.acme.agree: read the CA's terms of service (meta.termsOfService in %s), and set it to true if you agree", a.Directory),
+		when(f.Bus.URL != "" && a.Secrets == "", "https.acme.secrets: must name a file where bus.url is set: all nodes open with it what one has sealed. To make it: openssl rand -base64 32 > FILE; chmod 600 FILE"),
+	)...)
+}
+
+// RelayPorts is how many relay ports there are on all addresses.
+func (t TURN) RelayPorts() (n int) {
+	for _, r := range t.Relay {
+		n += r.Ports.Count()
+	}
+	return n
+}
+
+func (t TURN) checkRelay() error {
+	errs := []error{when(len(t.Relay) == 0 || len(t.Relay) > 64, "turn.relay: want 1 to 64 addresses, not %d", len(t.Relay))}
+	for i, r := range t.Relay {
+		errs = append(errs, r.check(fmt.Sprintf("turn.relay[%d]", i)))
+	}
 	return errors.Join(errs...)
 }
 

@@ -84,6 +84,7 @@ func (f *File) Review(roles []string) []Finding {
 		r.turn()
 	}
 	r.told()
+	r.acme()
 	r.ports()
 	r.lives()
 	if r.has("epcscf") {
@@ -163,8 +164,16 @@ func (r *review) peers() {
 // turn looks at the TURN server's other settings.
 func (r *review) turn() {
 	c := r.TURN
-	if n := c.Relay.Ports.Count(); c.Quota > n {
-		r.error("turn.quota", "lower it, or widen turn.relay.ports", "one pseudonym may have %d allocations, and turn.relay.ports %v hold %d in all", c.Quota, c.Relay.Ports, n)
+	if n := c.RelayPorts(); c.Quota > n {
+		r.error("turn.quota", "lower it, or widen the ports in turn.relay", "one pseudonym may have %d allocations, and turn.relay holds %d in all", c.Quota, n)
+	}
+	for i, a := range c.Relay {
+		for j, b := range c.Relay[:i] {
+			// On one address to bind, ports() says so.
+			if a.Bind != b.Bind && a.Public() == b.Public() && a.Ports.overlap(b.Ports) {
+				r.error(fmt.Sprintf("turn.relay[%d].ports", i), "give each a range of its own", "%v overlap with turn.relay[%d].ports %v, and both are %v to clients: two allocations would have one address", a.Ports, j, b.Ports, a.Public())
+			}
+		}
 	}
 	for i, l := range c.Listen {
 		if l.Addr().IsUnspecified() {
@@ -180,8 +189,10 @@ func (r *review) turn() {
 	if c.allLocal() {
 		return
 	}
-	if a := c.Relay.Public(); local(a) {
-		r.error("turn.relay.bind", "name an address that gateway and peers can reach", "clients elsewhere are given relayed addresses on %v, this machine's loopback", a)
+	for i, s := range c.Relay {
+		if a := s.Public(); local(a) {
+			r.error(fmt.Sprintf("turn.relay[%d].bind", i), "name an address that gateway and peers can reach", "clients elsewhere are given relayed addresses on %v, this machine's loopback", a)
+		}
 	}
 	if len(c.ListenTCP) == 0 {
 		r.warn("turn.listen_tcp", "add an address, best with port 443, and its turns: entry in turn.urls", "is empty: browsers behind firewalls that drop UDP have no way in")
@@ -231,6 +242,34 @@ func (r *review) told() {
 	}
 }
 
+// acme looks whether the names are those that browsers go to, and whether the CA can find their proof.
+func (r *review) acme() {
+	a := r.HTTPS.ACME
+	portal := r.has("waf") || r.has("wwsf") || r.has("epcscf")
+	turn := r.has("turn") && len(r.TURN.ListenTCP) > 0
+	if !a.On() || !portal && !turn {
+		return
+	}
+	covers := func(key, host string) {
+		if !slices.Contains(a.Names, host) {
+			r.error(key, "add it to https.acme.names, or tell browsers another name", "browsers go to %s, and https.acme.names has %s", host, strings.Join(a.Names, ", "))
+		}
+	}
+	on443 := portal && r.HTTPS.Listen.Port() == 443
+	if portal {
+		covers("https.url", r.HTTPS.URL.Host())
+	}
+	if turn {
+		for i, host := range r.TURN.SecureURLs() {
+			covers(fmt.Sprintf("turn.urls[%d]", i), host)
+		}
+		on443 = on443 || slices.ContainsFunc(r.TURN.ListenTCP, func(l AddrPort) bool { return l.Port() == 443 })
+	}
+	if !on443 && a.HTTP.Port() != 80 {
+		r.warn("https.acme.names", "listen there, or forward the port", "the CA looks for proof on port 443 of each name, and nothing here listens on it")
+	}
+}
+
 // ports looks for ranges of ports that get into each other's way on this machine.
 func (r *review) ports() {
 	type use struct {
@@ -240,7 +279,9 @@ func (r *review) ports() {
 	}
 	var ranges, single []use
 	if r.has("turn") {
-		ranges = append(ranges, use{"turn.relay.ports", r.TURN.Relay.Bind.Addr, r.TURN.Relay.Ports})
+		for i, s := range r.TURN.Relay {
+			ranges = append(ranges, use{fmt.Sprintf("turn.relay[%d].ports", i), s.Bind.Addr, s.Ports})
+		}
 		for i, l := range r.TURN.Listen {
 			single = append(single, use{fmt.Sprintf("turn.listen[%d]", i), l.Addr(), Ports{l.Port(), l.Port()}})
 		}
@@ -249,7 +290,7 @@ func (r *review) ports() {
 		ranges = append(ranges, use{"imsagw.access.ports", r.IMSAGW.Access.Bind.Addr, r.IMSAGW.Access.Ports}, use{"imsagw.core.ports", r.IMSAGW.Core.Bind.Addr, r.IMSAGW.Core.Ports})
 	}
 	same := func(a, b use) bool {
-		return (a.addr == b.addr || a.addr.IsUnspecified() || b.addr.IsUnspecified()) && a.ports.First <= b.ports.Last && b.ports.First <= a.ports.Last
+		return (a.addr == b.addr || a.addr.Is4() == b.addr.Is4() && (a.addr.IsUnspecified() || b.addr.IsUnspecified())) && a.ports.overlap(b.ports)
 	}
 	for i, a := range ranges {
 		for _, b := range ranges[i+1:] {
@@ -265,6 +306,9 @@ func (r *review) ports() {
 	}
 	if !r.has("waf") && !r.has("wwsf") && !r.has("epcscf") {
 		return
+	}
+	if a := r.HTTPS.ACME.HTTP; a.IsValid() && a == r.HTTPS.Listen && a.Port() != 0 {
+		r.error("https.acme.http", "choose another port; http-01 is plain HTTP", "%v is https.listen already", a)
 	}
 	for _, tcp := range []struct {
 		role, key string
@@ -330,20 +374,20 @@ func (r *review) core() {
 
 // guests looks at whom people without a log-in may call.
 func (r *review) guests() {
-	if r.WAF.Guests == 0 {
-		return
-	}
 	const key = "epcscf.guests.destinations"
 	if _, err := policy.ParseDestinations(r.Domain, r.EPCSCF.Guests.Destinations); err != nil {
 		r.error(key, "correct the entry", "%v", err)
+	}
+	if r.WAF.Guests == 0 {
+		return
 	}
 	if len(r.EPCSCF.Guests.Destinations) == 0 {
 		r.warn(key, "name whom guests may call, or set waf.guests: 0", "is empty: guests may join and call nobody but themselves")
 	}
 	for i, d := range r.EPCSCF.Guests.Destinations {
 		key := fmt.Sprintf("%s[%d]", key, i)
-		switch host, any := strings.CutPrefix(d, "*@"); {
-		case any && host == r.Domain:
+		switch host, any := strings.CutPrefix(strings.TrimPrefix(d, "sip:"), "*@"); {
+		case any && strings.EqualFold(host, r.Domain):
 			r.warn(key, "name the users that expect guests", "%q: whoever opens the portal may call every user", d)
 		case any:
 			r.error(key, "name single destinations there, sip:user@host", "%q: whoever opens the portal may call everybody in another network, at your charge", d)
@@ -356,23 +400,41 @@ func (r *review) gateway() {
 	if a := r.IMSAGW.Core.Public(); public(a) {
 		r.warn("imsagw.core.bind", "use an address of the network that the core's media run in", "%v is a public address, and media to the core are plain RTP", a)
 	}
-	if r.has("turn") && !r.TURN.allLocal() && local(r.IMSAGW.Access.Public()) && !local(r.TURN.Relay.Bind.Addr) {
-		r.error("imsagw.access.bind", "name an address that the relay can reach", "the gateway's media are on loopback (%v) and relayed addresses are on %v: no packet gets from one to the other", r.IMSAGW.Access.Public(), r.TURN.Relay.Bind)
+	if a := r.IMSAGW.Access.Public(); r.has("turn") && !r.TURN.allLocal() && local(a) {
+		for _, s := range r.TURN.Relay {
+			if !local(s.Bind.Addr) {
+				r.error("imsagw.access.bind", "name an address that the relay can reach", "the gateway's media are on loopback (%v) and relayed addresses are on %v: no packet gets from one to the other", a, s.Bind)
+			}
+		}
 	}
 }
 
 func (r *review) bus() {
-	u, err := url.Parse(r.Bus.URL)
-	if r.Bus.URL == "" || err != nil || u.Scheme == "tls" || u.Scheme == "wss" {
-		if r.Bus.URL == "" && !(r.has("epcscf") == r.has("imsagw")) {
+	if r.Bus.URL == "" {
+		if r.has("epcscf") != r.has("imsagw") {
 			r.warn("bus.url", "set it to the cluster that both use, or run both in one process", "is empty, so the bus is inside this process; of edge and gateway only one runs here, and they cannot hear each other")
 		}
 		return
 	}
-	if a, err := netip.ParseAddr(u.Hostname()); err == nil && public(a) {
-		r.error("bus.url", "use tls://, or a private address", "%s is plain NATS across a public address: revocations and media keys in clear text", u.Redacted())
+	open := false // to whoever reaches it
+	for s := range strings.SplitSeq(r.Bus.URL, ",") {
+		if s = strings.TrimSpace(s); !strings.Contains(s, "://") {
+			s = "nats://" + s // as NATS takes it
+		}
+		u, err := url.Parse(s)
+		if err != nil || u.Hostname() == "" {
+			r.error("bus.url", "write nats://host:port or tls://host:port, of several with commas between", "%q is no URL", hide(s))
+			continue
+		}
+		if u.Scheme == "tls" || u.Scheme == "wss" {
+			continue
+		}
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil && public(a) {
+			r.error("bus.url", "use tls://, or a private address", "%s is plain NATS across a public address: revocations and media keys in clear text", hide(s))
+		}
+		open = open || u.User == nil
 	}
-	if r.Bus.NKey == "" && u.User == nil {
+	if open && r.Bus.NKey == "" {
 		r.warn("bus.nkey", "give each node an nkey of its own", "is empty: whoever reaches the bus can act as any node")
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"net/url"
 	"reflect"
 	"strings"
 	"time"
@@ -105,8 +104,8 @@ type Setting struct {
 	Line  int    `json:"line,omitempty"` // that sets it; 0: the default
 }
 
-// Settings are all keys in the order of the file wicgate.yaml. A password in a URL is left out; other
-// secrets are in files of their own.
+// Settings are all keys in the order of the file wicgate.yaml. Users, passwords and tokens in URLs are left
+// out; other secrets are in files of their own.
 func (f *File) Settings() (out []Setting) {
 	var walk func(v reflect.Value, prefix string)
 	walk = func(v reflect.Value, prefix string) {
@@ -131,21 +130,25 @@ func (f *File) Settings() (out []Setting) {
 func show(v any) string {
 	switch x := v.(type) {
 	case string:
-		if u, err := url.Parse(x); err == nil && u.User != nil {
-			return u.Redacted()
-		}
 		if x == "" {
 			return `""`
 		}
-		return x
+		return hide(x)
 	case Duration:
 		return duration(time.Duration(x))
 	case Ports:
 		return x.String()
+	case Side:
+		if x.Advertise.IsValid() {
+			return fmt.Sprintf("{bind: %v, advertise: %v, ports: %v}", x.Bind, x.Advertise, x.Ports)
+		}
+		return fmt.Sprintf("{bind: %v, ports: %v}", x.Bind, x.Ports)
 	case Range:
 		return x.Prefix.String() + " " + x.Ports.String()
 	case Level:
 		return x.String()
+	case Tenant:
+		return x.Name
 	case AddrPort:
 		if x == (AddrPort{}) {
 			return `""`
@@ -167,6 +170,18 @@ func show(v any) string {
 	return fmt.Sprint(v)
 }
 
+// hide leaves out users, passwords and tokens of a list of URLs.
+func hide(urls string) string {
+	list := strings.Split(urls, ",")
+	for i, u := range list {
+		scheme, rest, ok := strings.Cut(u, "://")
+		if at := strings.LastIndexByte(rest, '@'); ok && at >= 0 {
+			list[i] = scheme + "://xxxxx" + rest[at:]
+		}
+	}
+	return strings.Join(list, ",")
+}
+
 // duration leaves out zeros: 12h, not 12h0m0s.
 func duration(d time.Duration) string {
 	s := d.String()
@@ -181,6 +196,8 @@ func duration(d time.Duration) string {
 
 // String is first-last.
 func (p Ports) String() string { return fmt.Sprintf("%d-%d", p.First, p.Last) }
+
+func (p Ports) overlap(q Ports) bool { return p.First <= q.Last && q.First <= p.Last }
 
 // Count is how many ports there are.
 func (p Ports) Count() int { return int(p.Last) - int(p.First) + 1 }

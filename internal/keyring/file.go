@@ -137,26 +137,38 @@ func (r *Ring) rotateFileLocked(now time.Time, overlap time.Duration) error {
 	return nil
 }
 
-// readFile never returns a part of a file. Its errors name the path and quote no secret.
-func readFile(path, server string) (*keys, error) {
+// readPrivate reads a regular file of at most longest bytes that its owner alone can reach.
+func readPrivate(path string, longest int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("keyring: %w", err)
+		return nil, err
 	}
 	defer f.Close() // read only: nothing can be lost
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("keyring: %w", err)
+		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("keyring: %s is no regular file", path)
+		return nil, fmt.Errorf("%s is no regular file", path)
 	}
 	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return nil, fmt.Errorf("keyring: %s has mode %04o, others than its owner can reach the keys\n  hint: chmod 600 %s; if others had access, rotate the keys", path, perm, path)
+		return nil, fmt.Errorf("%s has mode %04o, others than its owner can reach what is in it\n  hint: chmod 600 %s; if others had access, make new keys", path, perm, path)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, longest+1))
 	if err != nil {
-		return nil, fmt.Errorf("keyring: read %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if int64(len(b)) > longest {
+		return nil, fmt.Errorf("%s is longer than %d bytes", path, longest)
+	}
+	return b, nil
+}
+
+// readFile never returns a part of a file. Its errors name the path and quote no secret.
+func readFile(path, server string) (*keys, error) {
+	b, err := readPrivate(path, maxFile)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
 	}
 	k, err := parseFile(b, server)
 	if err != nil {
@@ -166,9 +178,6 @@ func readFile(path, server string) (*keys, error) {
 }
 
 func parseFile(b []byte, server string) (*keys, error) {
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("over %d bytes", maxFile)
-	}
 	var form fileForm
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()

@@ -310,7 +310,7 @@ func TestFileRefused(t *testing.T) {
 	}{
 		{"good", good, 0o600, ""},
 		{"read only", good, 0o400, ""},
-		{"group may read", good, 0o640, "mode 0640, others than its owner can reach the keys\n  hint: chmod 600"},
+		{"group may read", good, 0o640, "mode 0640, others than its owner can reach what is in it\n  hint: chmod 600"},
 		{"world may read", good, 0o604, "mode 0604"},
 		{"world may write", good, 0o602, "mode 0602"},
 		{"empty", nil, 0o600, "not a key file: empty"},
@@ -322,7 +322,7 @@ func TestFileRefused(t *testing.T) {
 		{"bad base64", bytes.Replace(good, []byte(keyText), []byte(keyText[:20]+"!"+keyText[21:]), 1), 0o600, "not a key file"},
 		{"trailing", append(bytes.Clone(good), '{'), 0o600, "more follows"},
 		{"trailing text", append(bytes.Clone(good), "x"...), 0o600, "more follows"},
-		{"too large", bytes.Repeat([]byte(" "), maxFile+1), 0o600, "over 65536 bytes"},
+		{"too large", bytes.Repeat([]byte(" "), maxFile+1), 0o600, "is longer than 65536 bytes"},
 		{"other version", changed(func(f *fileForm) { f.Version = 2 }), 0o600, "version 2, this program knows 1"},
 		{"other server", changed(func(f *fileForm) { f.Server = "turn.other.test" }), 0o600, `keys of TURN server "turn.other.test", not of "turn.ims.test"`},
 		{"no master", changed(func(f *fileForm) { f.Masters = nil }), 0o600, "no master"},

@@ -73,7 +73,8 @@ func isWord(s, others string) bool {
 }
 
 // Allows says whether the address of record aor ("sip:user@host", "tel:+…", host in lower case) may be
-// called. What is written otherwise than the policy writes it is not allowed.
+// called. What is written otherwise than the policy writes it is not allowed, nor is, of all users of a domain, one whose name
+// holds what another parser might take for the end of a host, for an escape or for a password.
 func (d Destinations) Allows(aor string) bool {
 	if strings.HasPrefix(aor, "tel:") {
 		_, ok := d.users[aor]
@@ -91,6 +92,7 @@ func (d Destinations) Allows(aor string) bool {
 	}
 	if _, ok = d.users[rest]; !ok {
 		_, ok = d.domains[host]
+		ok = ok && isWord(user, "-_.!~'()&=+$,")
 	}
 	return ok
 }

@@ -13,7 +13,8 @@ func TestDestinations(t *testing.T) {
 	for aor, want := range map[string]bool{
 		"sip:alice@ims.test": true, "sips:alice@ims.test": true, "sip:help@example.org": true, "sip:anyone@partner.example": true, "tel:+4930123": true,
 		"sip:bob@ims.test": false, "sip:Alice@ims.test": false, "sip:%61lice@ims.test": false, "sip:alice@evil.test": false, "sip:alice@ims.test.evil.test": false,
-		"sip:help@sub.example.org": false, "sip:x@sub.partner.example": false, "sip:@partner.example": false, "sip:partner.example": false, "sip:a@b@partner.example": false,
+		"sip:help@sub.example.org": false, "sip:x@sub.partner.example": false, "sip:evil.test;x@partner.example": false, "sip:evil.test?x@partner.example": false,
+		"sip:x%40evil.test@partner.example": false, "sip:x:y@partner.example": false, "sip:/x@partner.example": false, "sip:+49.30-1@partner.example": true, "sip:@partner.example": false, "sip:partner.example": false, "sip:a@b@partner.example": false,
 		"tel:+49301234": false, "tel:112": false, "alice": false, "": false, "http://alice@ims.test": false, "alice@ims.test": false,
 	} {
 		if got := d.Allows(aor); got != want {

@@ -18,7 +18,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"wicgate/internal/secret"
 )
@@ -119,6 +123,7 @@ func (r *runner) step(ctx context.Context, name string, need bool, f func(ctx co
 
 // demanded is step with the clause that demands it.
 func (r *runner) demanded(ctx context.Context, name, clause string, need bool, f func(ctx context.Context) (string, error)) bool {
+	name = line(name)
 	s := Step{Name: name, Clause: clause, State: Skipped, Detail: "needs a step that failed"}
 	if need && ctx.Err() != nil {
 		s.Detail = "interrupted"
@@ -145,11 +150,26 @@ func (r *runner) demanded(ctx context.Context, name, clause string, need bool, f
 			}
 		}
 	}
+	s.Detail, s.Check = line(s.Detail), line(s.Check)
 	r.report.Steps = append(r.report.Steps, s)
 	if r.end != nil {
 		r.end(s)
 	}
 	return s.State == OK
+}
+
+// maxLine bounds a step's words, in bytes.
+const maxLine = 2000
+
+// line makes one printable line of words in which a server's own may stand: control characters would write over a
+// terminal, and line feeds tell of steps that nobody took.
+func line(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == utf8.RuneError { // which a cut leaves
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), maxLine)])
 }
 
 // Run probes. It ends with ctx, but takes down what it has put up first.
@@ -158,7 +178,11 @@ func Run(ctx context.Context, cfg Config) Report {
 		cfg.Packets = 20
 	}
 	cfg.Packets = min(cfg.Packets, 500)
-	r := &runner{report: Report{Target: cfg.URL}, begin: cfg.Begin, end: cfg.End}
+	target := cfg.URL
+	if u, err := url.Parse(target); err == nil {
+		target = u.Redacted() // reports are passed on
+	}
+	r := &runner{report: Report{Target: target}, begin: cfg.Begin, end: cfg.End}
 	p := &probe{cfg: cfg, web: newWeb(cfg)}
 	defer p.web.client.CloseIdleConnections()
 

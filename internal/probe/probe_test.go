@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"io"
 	"log"
 	"math/big"
@@ -20,6 +21,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/goleak"
 
@@ -322,5 +324,97 @@ func TestTURNCredentialField(t *testing.T) {
 		if _, err := (&probe{credential: bad, web: &web{}}).turnCredential(t.Context()); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
+	}
+}
+
+// TestHostileWords: what a server says moves no cursor, and makes no line of its own.
+func TestHostileWords(t *testing.T) {
+	var begun string
+	r := &runner{begin: func(name string) { begun = name }}
+	r.step(t.Context(), "allocate udp \x1b[2Jx:1", true, func(context.Context) (string, error) {
+		return "", faultf("Wait for 1\r\n s.", "no\n  ok       log out\x1b]0;\a\u202e %s", strings.Repeat("é", 1<<20))
+	})
+	s := r.report.Steps[0]
+	if strings.ContainsAny(begun+s.Name+s.Detail+s.Check, "\r\n\x1b\a\u202e") || !strings.HasPrefix(s.Detail, "no?  ok") || len(s.Detail) > 2100 || !utf8.ValidString(s.Detail) {
+		t.Errorf("%q, %q, %.200q, %q", begun, s.Name, s.Detail, s.Check)
+	}
+}
+
+// TestPasswordInURL: it stands in no report.
+func TestPasswordInURL(t *testing.T) {
+	r := Run(t.Context(), Config{URL: "https://alice:pass%20word@127.0.0.1:1", User: "alice"})
+	b, err := json.Marshal(r)
+	if err != nil || strings.Contains(string(b), "word@") || r.Steps[0].State != Failed || !strings.Contains(r.Steps[0].Check, "--user") {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
+// TestInClear: a portal that names an authorization server without TLS gets no password to send there.
+func TestInClear(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	asked := make(chan string, 9)
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Path + " " + r.PostFormValue("password")
+		if r.URL.Path == "/.well-known/oauth-authorization-server" {
+			_, _ = w.Write([]byte(`{"issuer":"http://` + r.Host + `"}`)) // to a test
+			return
+		}
+		_, _ = w.Write([]byte(`<form method="post" action="/log-in">`)) // to a test
+	}))
+	defer plain.Close()
+	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write([]byte(`{"issuer":"` + plain.URL + `","authorization_endpoint":"` + plain.URL + `/authorize","token_endpoint":"https://x/t","sip_url":"wss://x/sip"}`)) // to a test
+	}))
+	defer web.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(web.Certificate())
+	r := Run(t.Context(), Config{URL: web.URL, User: "alice", Password: secret.New([]byte("pass word")), Roots: roots})
+	if s := r.Steps[1]; len(asked) > 0 || s.State != Failed || !strings.Contains(s.Detail, "no https URL") {
+		t.Errorf("%d requests, %+v", len(asked), r.Steps)
+	}
+}
+
+// TestMuteTURN: Ctrl-C does not wait for a TLS handshake; a server that hangs up is told from a client that does.
+func TestMuteTURN(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold := make(chan bool, 2)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer func() { _ = c.Close() }() // the other side has gone, or is to see it
+				if <-hold {
+					_, _ = io.Copy(io.Discard, c) // until the client goes
+				}
+			})
+		}
+	})
+	defer wg.Wait()
+	defer func() { _ = l.Close() }() // it ends Accept
+	r, err := newRelay("turns:"+l.Addr().String(), "u", secret.New([]byte("p")), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	hold <- true
+	begun := time.Now()
+	if _, err := r.allocate(ctx); err == nil || time.Since(begun) > 2*time.Second {
+		t.Errorf("%v after %v", err, time.Since(begun))
+	}
+	if r, err = newRelay("turn:"+l.Addr().String()+"?transport=tcp", "u", secret.New([]byte("p")), nil); err != nil {
+		t.Fatal(err)
+	}
+	hold <- false
+	if _, err := r.allocate(t.Context()); err == nil || !strings.Contains(err.Error(), "the server "+l.Addr().String()+" ended the connection") {
+		t.Error(err)
 	}
 }

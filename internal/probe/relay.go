@@ -86,7 +86,7 @@ func (t *relay) allocate(ctx context.Context) (string, error) {
 }
 
 func (t *relay) allocateAt(ctx context.Context, server netip.AddrPort) (string, error) {
-	c, err := turnclient.Dial(turnclient.Config{
+	c, err := turnclient.DialContext(ctx, turnclient.Config{
 		Server: server, Network: t.network, TLS: &tls.Config{RootCAs: t.roots, ServerName: t.host, MinVersion: tls.VersionTLS12},
 		Credential: turnclient.LongTerm(t.username, t.password), RTO: 500 * time.Millisecond, Tries: 4,
 	})
@@ -117,10 +117,12 @@ func allocateFault(err error, network string) error {
 		return err
 	case errors.Is(err, turnclient.ErrTimeout):
 		return fault{err, "The connection is there, and nobody answers: is turn.urls that of wicgate's turn?"}
+	case errors.Is(err, turnclient.ErrClosed):
+		return fault{err, "Something listens there and hangs up: is turn.urls that of wicgate's turn? If it is, its log says which limit was reached."}
 	case code == 486:
 		return fault{err, "The quota of this log-in is used up (turn.quota)."}
 	case code == 508:
-		return fault{err, "No relay port is free (turn.relay.ports), or the server is draining."}
+		return fault{err, "No relay port is free (turn.relay), or the server is draining."}
 	}
 	return fault{err, "Look into the log of turn."}
 }

@@ -71,6 +71,9 @@ func (p *probe) portal(ctx context.Context) (string, error) {
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return "", faultf("Write the portal's address as browsers open it.", "%q is no https URL", p.cfg.URL)
 	}
+	if u.User != nil {
+		return "", faultf("Name the user with --user; the password is asked for.", "%q names a user", u.Redacted())
+	}
 	begun := time.Now()
 	var way wayTimes
 	res, err := p.get(httptrace.WithClientTrace(ctx, way.trace()), strings.TrimSuffix(p.cfg.URL, "/")+"/config.json")
@@ -148,7 +151,10 @@ func webFault(err error, host string) error {
 	var name x509.HostnameError
 	var invalid x509.CertificateInvalidError
 	var alien tls.RecordHeaderError
+	var named fault
 	switch {
+	case errors.As(err, &named):
+		return named
 	case errors.As(err, &dns):
 		return fault{err, "Set the name in DNS, or use the address."}
 	case errors.As(err, &unknown):
@@ -205,7 +211,11 @@ func (p *probe) post(ctx context.Context, u string, form url.Values) (reply, err
 	return p.do(req)
 }
 
+// do asks, by TLS alone: the addresses are a server's words, and a password or a token may be in the request.
 func (p *probe) do(req *http.Request) (reply, error) {
+	if req.URL.Scheme != "https" {
+		return reply{}, faultf("Set https.url of the portal, and the addresses of its authorization server, to https URLs.", "%q is no https URL: nothing is sent there", req.URL.Redacted())
+	}
 	res, err := p.web.client.Do(req)
 	if err != nil {
 		return reply{}, err

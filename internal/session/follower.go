@@ -23,7 +23,8 @@ type Handler struct {
 	// Missed: extensions may have been lost, as messages were. What was said to end without one
 	// must not.
 	Missed func()
-	// Blind: for more than 60 s neither bus nor store has been heard (true), or now again (false).
+	// Blind: for more than 60 s revocations may have been missed, as neither bus nor store was heard, or the
+	// bus told of some that the store did not give (true), or all is known again (false).
 	Blind func(bool)
 }
 
@@ -44,7 +45,10 @@ type Follower struct {
 	head    uint64    // the highest number heard of
 	heard   time.Time // when a head was last heard, or read
 	gap     time.Time // since when seen is behind head; zero: it is not
+	lacked  time.Time // since when the store answers, and lacks numbers up to lackTo; zero: it does not
+	lackTo  uint64
 	blind   bool
+	since   time.Time // of blind: when all was known last
 }
 
 // NewFollower returns a Follower that tells each of hear; log may be nil.
@@ -80,7 +84,7 @@ func (f *Follower) Ready() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.blind {
-		return fmt.Errorf("session: no news of revocations since %v; see whether the bus is reached", f.heard.Format(time.RFC3339))
+		return fmt.Errorf("session: no news of revocations since %v; see whether the bus and its store are reached", f.since.Format(time.RFC3339))
 	}
 	return nil
 }
@@ -260,7 +264,10 @@ func (f *Follower) follow(ctx context.Context) {
 	case f.gap.IsZero():
 		f.gap = now
 	}
-	settled := now.Sub(f.gap) > settle
+	var settled uint64 // numbers up to it that are not there will not come
+	if !f.lacked.IsZero() && now.Sub(f.lacked) > settle {
+		settled = f.lackTo
+	}
 	f.mu.Unlock()
 	if to < from && !silent {
 		f.see(false)
@@ -274,11 +281,11 @@ func (f *Follower) follow(ctx context.Context) {
 	} else {
 		err = f.read(ctx, from, to, settled)
 	}
+	f.lack(err == nil)
+	f.see(err != nil)
 	if err != nil {
-		f.see(true)
 		return
 	}
-	f.see(false)
 	f.tell(func(h Handler) {
 		if h.Missed != nil {
 			h.Missed()
@@ -286,14 +293,27 @@ func (f *Follower) follow(ctx context.Context) {
 	})
 }
 
+// lack notes since when the store answers without the number after seen. A store that was away begins anew:
+// the node that answers then may be behind.
+func (f *Follower) lack(answered bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case !answered || f.seen >= f.head:
+		f.lacked = time.Time{}
+	case f.lacked.IsZero() || f.seen >= f.lackTo:
+		f.lacked, f.lackTo = time.Now(), f.head
+	}
+}
+
 // read reads the revocations of these numbers. One that is not there has passed its time, or has
-// not come to the node that was asked: only once settled it is passed over.
-func (f *Follower) read(ctx context.Context, from, to uint64, settled bool) error {
+// not come to the node that was asked: only up to settled it is passed over.
+func (f *Follower) read(ctx context.Context, from, to, settled uint64) error {
 	known := to
 	for n := from; n <= to; n++ {
 		e, err := f.store.Get(ctx, bucket, numberKey(n))
 		if errors.Is(err, store.ErrNotFound) {
-			if !settled {
+			if n > settled {
 				known = min(known, n-1)
 			}
 			continue
@@ -318,14 +338,21 @@ func (f *Follower) read(ctx context.Context, from, to uint64, settled bool) erro
 func (f *Follower) see(failed bool) {
 	f.mu.Lock()
 	was := f.blind
-	f.blind = failed && time.Since(f.heard) > blindAfter
-	blind, heard := f.blind, f.heard
+	since := f.heard
+	if !f.gap.IsZero() && f.gap.Before(since) {
+		since = f.gap // heads come, and what they tell of cannot be read
+	}
+	f.blind = failed && time.Since(since) > blindAfter
+	if f.blind {
+		f.since = since
+	}
+	blind := f.blind
 	f.mu.Unlock()
 	if blind == was {
 		return
 	}
 	if blind {
-		f.log.Error("session: blind: no news of revocations for a minute; credentials that were revoked may still be taken. See whether the bus is reached", "last_heard", heard)
+		f.log.Error("session: blind: no news of revocations for a minute; credentials that were revoked may still be taken. See whether the bus and its store are reached", "since", since)
 	} else {
 		f.log.Info("session: news of revocations are heard again")
 	}

@@ -8,8 +8,9 @@
 //	Issuer.Serve  ── head, 500 ms ─ bus ──► Follower: a gap? read the store
 //
 // Revocations are numbered without holes, in the store. What the bus loses is seen by the next head
-// and read from the store, so that a revocation cannot be missed. Each is told at once, and again when it is stored. An
-// extension that is lost makes nobody's call end: see Handler.Missed.
+// and read from the store, so that a revocation cannot be missed. Each is told at once, and again when it is stored.
+// Extensions are not stored. Where heads were missed, extensions may have been: see Handler.Missed. One that is
+// lost alone, between heads that were heard, is not noticed.
 package session
 
 import (
@@ -37,8 +38,8 @@ const (
 	blindAfter = 60 * time.Second
 
 	storeTime = 3 * time.Second // for one access
-	// settle is how long a number that the store does not have may still come: a node that is asked
-	// may be behind the one that was written to.
+	// settle is how long a number that the store, answering, does not have may still come: a node that is
+	// asked may be behind the one that was written to.
 	settle  = 10 * time.Second
 	maxText = 128 // bytes of a pseudonym and of a reason
 	maxLife = 31 * 24 * time.Hour

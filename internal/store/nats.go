@@ -108,7 +108,7 @@ func nkeyOption(file string) (nats.Option, error) {
 func connect(url string, replicas int, opts ...nats.Option) (*NATS, error) {
 	nc, err := nats.Connect(url, append(opts, nats.Name("wicgate"))...)
 	if err != nil {
-		return nil, fmt.Errorf("store: connect to NATS %s: %w", url, err)
+		return nil, fmt.Errorf("store: connect to NATS %s: %s", hide(url), hide(err.Error())) // the library quotes what it cannot read
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -116,6 +116,18 @@ func connect(url string, replicas int, opts ...nats.Option) (*NATS, error) {
 		return nil, fmt.Errorf("store: JetStream on %s: %w", url, err)
 	}
 	return &NATS{conn: nc, js: js, replicas: replicas, buckets: map[string]jetstream.KeyValue{}}, nil
+}
+
+// hide leaves out users, passwords and tokens of a list of URLs.
+func hide(urls string) string {
+	list := strings.Split(urls, ",")
+	for i, u := range list {
+		scheme, rest, _ := strings.Cut(u, "//")
+		if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+			list[i] = scheme + "//xxxxx" + rest[at:]
+		}
+	}
+	return strings.Join(list, ",")
 }
 
 // Close ends the connection, and the embedded server where there is one, and waits for both.
@@ -284,7 +296,10 @@ func (n *NATS) Scan(ctx context.Context, bucket string, each func(Entry) bool) e
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case e := <-w.Updates():
+		case e, open := <-w.Updates():
+			if !open { // by the end of ctx, or of the connection: what was read is not all
+				return errors.Join(ctx.Err(), fmt.Errorf("store: bucket %s: the scan was cut off", bucket))
+			}
 			if e == nil {
 				return nil
 			}

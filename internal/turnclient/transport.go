@@ -25,7 +25,7 @@ type transport interface {
 	close() error
 }
 
-func connect(cfg Config) (transport, error) {
+func connect(ctx context.Context, cfg Config) (transport, error) {
 	switch cfg.Network {
 	case "udp":
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local(cfg)))
@@ -34,7 +34,7 @@ func connect(cfg Config) (transport, error) {
 		}
 		return &datagrams{c, cfg.Server}, nil
 	case "tcp", "tls":
-		ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
 		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(local(cfg))}
 		c, err := d.DialContext(ctx, "tcp", cfg.Server.String())
@@ -100,7 +100,7 @@ func (c *connection) read(b []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	size, err := stun.StreamSize(head)
+	size, err := stun.StreamSize(head, false)
 	if err != nil {
 		return 0, err
 	}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,8 +98,8 @@ func Code(err error) int {
 var (
 	// ErrTimeout: the server has not answered any of the tries.
 	ErrTimeout = errors.New("turn: no answer")
-	// ErrClosed: the client was closed.
-	ErrClosed = errors.New("turn: client closed")
+	// ErrClosed: the connection was closed, by the client, or by the server, which the text says then.
+	ErrClosed = errors.New("turn: connection closed")
 	// ErrChallenge: the server asks for credentials in a way that cannot be followed.
 	ErrChallenge = errors.New("turn: challenge without REALM or NONCE")
 )
@@ -117,6 +118,7 @@ type Client struct {
 
 	packets chan Packet   // from read to Receive; full = newest dropped; closed by read
 	done    chan struct{} // closed by read when it returns
+	lost    error         // why read returned; set before done and packets are closed
 
 	mu       sync.Mutex // guards the following
 	cred     Credential
@@ -129,8 +131,11 @@ type Client struct {
 	dropped  uint64 // answers refused: integrity missing or wrong
 }
 
-// Dial opens a socket. Over UDP it sends nothing; a connection, it makes.
-func Dial(cfg Config) (*Client, error) {
+// Dial is [DialContext] without a context.
+func Dial(cfg Config) (*Client, error) { return DialContext(context.Background(), cfg) }
+
+// DialContext opens a socket. Over UDP it sends nothing; a connection, it makes, within 10 s and as long as ctx lasts.
+func DialContext(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.Network == "" {
 		cfg.Network = "udp"
 	}
@@ -141,7 +146,7 @@ func Dial(cfg Config) (*Client, error) {
 		cfg.Tries = 7
 	}
 	cfg.Server = netip.AddrPortFrom(cfg.Server.Addr().Unmap(), cfg.Server.Port())
-	conn, err := connect(cfg)
+	conn, err := connect(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +214,9 @@ type Attribute func(m []byte) []byte
 // Allocation is what the server has granted.
 type Allocation struct {
 	Relayed, Mapped netip.AddrPort
+	Second          netip.AddrPort // relayed too, of the other family, where ADDITIONAL-ADDRESS-FAMILY was granted
 	Lifetime        time.Duration
+	Reservation     []byte // RESERVATION-TOKEN, nil = none
 }
 
 // Allocate asks for a relayed address over UDP. extra are further attributes.
@@ -230,6 +237,14 @@ func (c *Client) Allocate(ctx context.Context, lifetime time.Duration, extra ...
 	a := Allocation{}
 	if a.Relayed, err = address(m, stun.AttrXORRelayedAddress); err != nil {
 		return Allocation{}, err
+	}
+	for t, v := range m.All() {
+		if p, err := stun.ParseXORAddress(v, m.TransactionID()); t == stun.AttrXORRelayedAddress && err == nil && p != a.Relayed {
+			a.Second = p
+		}
+	}
+	if v, ok := m.Get(stun.AttrReservationToken); ok {
+		a.Reservation = slices.Clone(v)
 	}
 	if a.Mapped, err = address(m, stun.AttrXORMappedAddress); err != nil {
 		return Allocation{}, err
@@ -256,10 +271,15 @@ func lifetimeOf(m stun.Message) (time.Duration, error) {
 	return time.Duration(s) * time.Second, nil
 }
 
-// Refresh asks for lifetime more; 0 ends the allocation. It returns what was granted.
-func (c *Client) Refresh(ctx context.Context, lifetime time.Duration) (time.Duration, error) {
+// Refresh asks for lifetime more; 0 ends the allocation. It returns what was granted. extra are
+// further attributes.
+func (c *Client) Refresh(ctx context.Context, lifetime time.Duration, extra ...Attribute) (time.Duration, error) {
 	m, err := c.request(ctx, stun.Refresh, func(b []byte) []byte {
-		return stun.AppendUint32(b, stun.AttrLifetime, uint32(lifetime/time.Second))
+		b = stun.AppendUint32(b, stun.AttrLifetime, uint32(lifetime/time.Second))
+		for _, f := range extra {
+			b = f(b)
+		}
+		return b
 	})
 	if err != nil {
 		return 0, err
@@ -340,7 +360,7 @@ func (c *Client) Receive(ctx context.Context) (Packet, error) {
 	select {
 	case p, ok := <-c.packets:
 		if !ok {
-			return Packet{}, ErrClosed
+			return Packet{}, c.lost
 		}
 		return p, nil
 	case <-ctx.Done():
@@ -414,7 +434,7 @@ func (c *Client) authenticator(method stun.Method) *authenticator {
 	if cr.token != nil {
 		a.key = cr.mac.Expose()
 	} else {
-		k := stun.LongTermKey([]byte(cr.username), []byte(realm), cr.password.Expose())
+		k := stun.MD5.Key([]byte(cr.username), []byte(realm), cr.password.Expose())
 		a.key = k[:]
 	}
 	a.attrs = func(b []byte) []byte {
@@ -492,7 +512,7 @@ func (c *Client) exchange(ctx context.Context, method stun.Method, body Attribut
 				waiting = false
 			case <-c.done:
 				timer.Stop()
-				return stun.Message{}, false, ErrClosed
+				return stun.Message{}, false, c.lost
 			case <-ctx.Done():
 				timer.Stop()
 				return stun.Message{}, false, fmt.Errorf("turn: wait for the answer of %v to %v: %w", c.cfg.Server, method, ctx.Err())
@@ -536,7 +556,10 @@ func (c *Client) read() {
 	for {
 		n, err := c.conn.read(buf)
 		if err != nil {
-			return // closed, by us or by the server
+			if c.lost = ErrClosed; !errors.Is(err, net.ErrClosed) {
+				c.lost = fmt.Errorf("%w: the server %v ended the connection: %w", ErrClosed, c.cfg.Server, err)
+			}
+			return
 		}
 		switch stun.Classify(buf[:n]) {
 		case stun.ProtocolChannel:

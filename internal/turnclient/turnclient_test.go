@@ -87,7 +87,7 @@ func dial(t *testing.T, server netip.AddrPort, cr Credential) *Client {
 func TestAllocate(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	h := stun.NewHasher()
-	key := stun.LongTermKey([]byte("u"), []byte("r"), []byte("p"))
+	key := stun.MD5.Key([]byte("u"), []byte("r"), []byte("p"))
 	addr := script(t, func(n int, m stun.Message) []byte {
 		nonce, _ := m.Get(stun.AttrNonce)
 		switch n {
@@ -126,7 +126,7 @@ func TestAllocate(t *testing.T) {
 func TestErrors(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	h := stun.NewHasher()
-	key := stun.LongTermKey([]byte("u"), []byte("r"), []byte("p"))
+	key := stun.MD5.Key([]byte("u"), []byte("r"), []byte("p"))
 	addr := script(t, func(_ int, m stun.Message) []byte {
 		if !m.HasIntegrity() {
 			return challenge(m, 401, "n")

@@ -2,6 +2,9 @@ package browser
 
 import (
 	"context"
+	"encoding/binary"
+	"math"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
@@ -33,7 +36,7 @@ func NewChromium(t testing.TB, h *lab.Host, caFile string) Browser {
 	opts := []chromedp.ExecAllocatorOption{
 		chromedp.ExecPath(chromium), chromedp.UserDataDir(filepath.Join(home, "profile")), chromedp.Env("TMPDIR="+home, "HOME="+home),
 		chromedp.Flag("headless", "new"), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-gpu", true), chromedp.Flag("disable-quic", true),
-		chromedp.Flag("use-fake-device-for-media-stream", true),
+		chromedp.Flag("use-fake-device-for-media-stream", true), chromedp.Flag("use-file-for-fake-audio-capture", tone(t, home)),
 		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true),
 		chromedp.Flag("no-first-run", true), chromedp.Flag("autoplay-policy", "no-user-gesture-required"),
 		chromedp.Flag("disable-features", "WebRtcHideLocalIpsWithMdns"),
@@ -77,8 +80,30 @@ func (c *Chromium) Page(name string) *Page {
 	return p
 }
 
-// noEchoCancellation: the fake microphones of both sides beep alike, once a second. Whenever the two
-// beeps meet, the echo canceller takes the own one for the other's echo, and a side falls silent for many seconds.
+// tone writes a second of 440 Hz, which Chromium plays as the microphone, over and over. Its own fake
+// microphone beeps once a second and is silent between: the first sound of a call would be measured
+// up to a second late.
+func tone(t testing.TB, dir string) string {
+	t.Helper()
+	const rate = 48000
+	wave := []byte("RIFF\x00\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00")
+	wave = binary.LittleEndian.AppendUint32(wave, rate)
+	wave = binary.LittleEndian.AppendUint32(wave, 2*rate) // bytes a second
+	wave = append(wave, "\x02\x00\x10\x00data"...)        // 16 bits, one channel
+	wave = binary.LittleEndian.AppendUint32(wave, 2*rate)
+	for i := range rate {
+		wave = binary.LittleEndian.AppendUint16(wave, uint16(int16(8000*math.Sin(2*math.Pi*440*float64(i)/rate))))
+	}
+	binary.LittleEndian.PutUint32(wave[4:], uint32(len(wave)-8))
+	path := filepath.Join(dir, "tone.wav")
+	if err := os.WriteFile(path, wave, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// noEchoCancellation: both microphones play alike, so that the echo canceller takes the own sound for
+// the other's echo, and a side falls silent.
 const noEchoCancellation = `{ const real = MediaDevices.prototype.getUserMedia;
 MediaDevices.prototype.getUserMedia = function (c) {
   const off = {echoCancellation: false, noiseSuppression: false, autoGainControl: false};

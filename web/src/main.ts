@@ -1,7 +1,8 @@
 // The WIC's page: brings log-in, telephone and view together.
 //
 // What a test or a curious person may look at stands in window.wicgate and in data attributes of the
-// body: data-view, data-registration, data-call, data-video. No token is reachable from there.
+// body: data-view, data-registration, data-call, data-video. No log-in token is reachable from there; the
+// relay's credential is, as part of any RTCPeerConnection's configuration.
 
 import { complete, same } from "./address.ts";
 import * as clock from "./clock.ts";

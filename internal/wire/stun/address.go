@@ -32,6 +32,41 @@ func AppendXORAddress(m []byte, t Attr, a netip.AddrPort) []byte {
 	return m
 }
 
+// AppendAddress appends an address attribute as it is: MAPPED-ADDRESS, ALTERNATE-SERVER (RFC 8489
+// §14.1, §14.15), RESPONSE-ORIGIN, OTHER-ADDRESS (RFC 5780 §7). Mapped addresses as AppendXORAddress.
+func AppendAddress(m []byte, t Attr, a netip.AddrPort) []byte {
+	ip := a.Addr().Unmap()
+	family, size := byte(FamilyIPv4), 8
+	if ip.Is6() {
+		family, size = FamilyIPv6, 20
+	}
+	m = appendAttrHeader(m, t, size)
+	m = append(m, 0, family)
+	m = binary.BigEndian.AppendUint16(m, a.Port())
+	if v := ip.As16(); ip.Is6() {
+		m = append(m, v[:]...)
+	} else {
+		m = append(m, v[12:]...)
+	}
+	setLength(m)
+	return m
+}
+
+// ParseAddress reads what [AppendAddress] writes; as ParseXORAddress it unmaps nothing.
+func ParseAddress(v []byte) (netip.AddrPort, error) {
+	if len(v) < 4 {
+		return netip.AddrPort{}, ErrValue
+	}
+	port := binary.BigEndian.Uint16(v[2:])
+	switch {
+	case v[1] == FamilyIPv4 && len(v) == 8:
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(v[4:])), port), nil
+	case v[1] == FamilyIPv6 && len(v) == 20:
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(v[4:])), port), nil
+	}
+	return netip.AddrPort{}, ErrValue
+}
+
 // ParseXORAddress reads an address attribute in its XORed form. The address comes as it was
 // written: family IPv6 with ::ffff:a.b.c.d stays that, for the peer policy to see and refuse.
 func ParseXORAddress(v []byte, id TransactionID) (netip.AddrPort, error) {

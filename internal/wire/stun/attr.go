@@ -9,9 +9,10 @@ import (
 // Attr is an attribute type. Types below 0x8000 must be understood by who receives them.
 type Attr uint16
 
-// Attributes of RFC 8489, 8656, 7635 and of ICE (RFC 8445) as far as a server meets them.
+// Attributes of RFC 8489, 8656, 7635, 6062, 8016, 5780, 7982 and of ICE (RFC 8445) as far as a server meets them.
 const (
-	AttrMappedAddress          Attr = 0x0001
+	AttrMappedAddress          Attr = 0x0001 // not XORed
+	AttrChangeRequest          Attr = 0x0003 // RFC 5780 §7.2: 4 bytes, flags ChangeIP and ChangePort
 	AttrUsername               Attr = 0x0006
 	AttrMessageIntegrity       Attr = 0x0008 // 20 bytes
 	AttrErrorCode              Attr = 0x0009
@@ -29,21 +30,31 @@ const (
 	AttrDontFragment           Attr = 0x001A // empty
 	AttrAccessToken            Attr = 0x001B // RFC 7635 §6.2: the token itself, not base64
 	AttrMessageIntegritySHA256 Attr = 0x001C // 32 bytes
-	AttrPasswordAlgorithm      Attr = 0x001D
-	AttrUserhash               Attr = 0x001E
+	AttrPasswordAlgorithm      Attr = 0x001D // one algorithm of PASSWORD-ALGORITHMS
+	AttrUserhash               Attr = 0x001E // 32 bytes
 	AttrXORMappedAddress       Attr = 0x0020
 	AttrReservationToken       Attr = 0x0022 // 8 bytes
 	AttrPriority               Attr = 0x0024
 	AttrUseCandidate           Attr = 0x0025
+	AttrPadding                Attr = 0x0026 // RFC 5780 §7.6
+	AttrResponsePort           Attr = 0x0027 // RFC 5780 §7.5: 2 bytes and 2 reserved
+	AttrConnectionID           Attr = 0x002A // RFC 6062 §6.2.1: 4 bytes
 
 	AttrAdditionalAddressFamily Attr = 0x8000 // family and 3 reserved
 	AttrAddressErrorCode        Attr = 0x8001
 	AttrPasswordAlgorithms      Attr = 0x8002
+	AttrAlternateDomain         Attr = 0x8003 // of ALTERNATE-SERVER's certificate, at most 255 bytes
+	AttrICMP                    Attr = 0x8004 // RFC 8656 §18.13: 8 bytes
 	AttrSoftware                Attr = 0x8022
+	AttrAlternateServer         Attr = 0x8023 // not XORed
+	AttrTransmitCounter         Attr = 0x8025 // TRANSACTION_TRANSMIT_COUNTER, RFC 7982 §3.1: 2 reserved, Req, Resp
 	AttrFingerprint             Attr = 0x8028
 	AttrICEControlled           Attr = 0x8029
 	AttrICEControlling          Attr = 0x802A
+	AttrResponseOrigin          Attr = 0x802B // RFC 5780 §7.3: not XORed
+	AttrOtherAddress            Attr = 0x802C // RFC 5780 §7.4: not XORed
 	AttrThirdPartyAuthorization Attr = 0x802E // RFC 7635 §6.1: the server's name
+	AttrMobilityTicket          Attr = 0x8030 // RFC 8016 §3.1.2
 )
 
 // Required reports whether a receiver that does not know t must refuse the message (RFC 8489 §14).
@@ -56,10 +67,13 @@ const (
 	// FamilyIPv4 and FamilyIPv6 are the address families on the wire (RFC 8489 §14.1).
 	FamilyIPv4 = 0x01
 	FamilyIPv6 = 0x02
-	// ProtocolUDP is the one transport of REQUESTED-TRANSPORT here (RFC 8656 §18.7).
+	// ProtocolUDP and ProtocolTCP are the transports of REQUESTED-TRANSPORT (RFC 8656 §18.7, RFC
+	// 6062 §6.1), and those of clients: TCP with TLS or not.
 	ProtocolUDP = 17
-	// ProtocolTCP is the transport of a client on a stream, TLS or not.
 	ProtocolTCP = 6
+	// ChangeIP and ChangePort are the flags of CHANGE-REQUEST (RFC 5780 §7.2).
+	ChangeIP   = 0x04
+	ChangePort = 0x02
 	// MaxUsername is the longest USERNAME to send, in bytes: RFC 8489 §14.3 says below 509.
 	MaxUsername = 508
 )

@@ -19,12 +19,15 @@ const (
 	// MinChannel and MaxChannel bound the channel numbers (RFC 8656 §12: narrower than RFC 5766).
 	MinChannel = 0x4000
 	MaxChannel = 0x4FFF
+	// MaxChannel5766 is the highest number in RFC 5766 §11, which older clients choose from.
+	MaxChannel5766 = 0x7FFF
 )
 
 // ErrChannelData is returned for bytes that are no ChannelData message.
 var ErrChannelData = errors.New("stun: malformed ChannelData")
 
-// ParseChannelData reads the ChannelData message at the start of b and returns a view of its data.
+// ParseChannelData reads the ChannelData message at the start of b and returns a view of its data. Its
+// number is one of RFC 5766: which of them can be bound is not for a reader to say.
 // Bytes behind it count as padding and are ignored (RFC 8656 §12.6).
 func ParseChannelData(b []byte) (channel uint16, data []byte, err error) {
 	if len(b) < ChannelHeaderSize {
@@ -32,7 +35,7 @@ func ParseChannelData(b []byte) (channel uint16, data []byte, err error) {
 	}
 	channel = binary.BigEndian.Uint16(b)
 	n := int(binary.BigEndian.Uint16(b[2:]))
-	if channel < MinChannel || channel > MaxChannel || n > len(b)-ChannelHeaderSize {
+	if channel < MinChannel || channel > MaxChannel5766 || n > len(b)-ChannelHeaderSize {
 		return 0, nil, ErrChannelData
 	}
 	return channel, b[4 : 4+n : 4+n], nil
@@ -57,12 +60,13 @@ type Protocol uint8
 
 // The protocols that share a port with STUN.
 const (
-	ProtocolUnknown Protocol = iota
-	ProtocolSTUN             // 0…3
-	ProtocolZRTP             // 16…19
-	ProtocolDTLS             // 20…63
-	ProtocolChannel          // 64…79: ChannelData
-	ProtocolRTP              // 128…191: RTP and RTCP
+	ProtocolUnknown     Protocol = iota
+	ProtocolSTUN                 // 0…3
+	ProtocolZRTP                 // 16…19
+	ProtocolDTLS                 // 20…63
+	ProtocolChannel              // 64…79: ChannelData
+	ProtocolChannel5766          // 80…127: ChannelData in RFC 5766 alone
+	ProtocolRTP                  // 128…191: RTP and RTCP
 )
 
 // Classify returns the protocol of packet b by its first byte.
@@ -79,6 +83,8 @@ func Classify(b []byte) Protocol {
 		return ProtocolDTLS
 	case c >= 64 && c <= 79:
 		return ProtocolChannel
+	case c >= 80 && c <= 127:
+		return ProtocolChannel5766
 	case c >= 128 && c <= 191:
 		return ProtocolRTP
 	}

@@ -1,7 +1,6 @@
 package stun
 
 import (
-	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -91,21 +90,6 @@ func (h *Hasher) CheckIntegritySHA256(m Message, key []byte) bool {
 		return false
 	}
 	return subtle.ConstantTimeCompare(h.mac(h.sha256, key, m.raw, m.mi256, sha256Size), m.raw[m.mi256+4:m.mi256+4+sha256Size]) == 1
-}
-
-// LongTermKey returns the key of the long-term credential mechanism without a password algorithm,
-// MD5(username ":" realm ":" password) (RFC 8489 §9.2.2). The three are taken as bytes: ours are
-// ASCII, for which the OpaqueString profile is the identity.
-func LongTermKey(username, realm, password []byte) [md5.Size]byte {
-	b := make([]byte, 0, len(username)+len(realm)+len(password)+2)
-	b = append(b, username...)
-	b = append(b, ':')
-	b = append(b, realm...)
-	b = append(b, ':')
-	b = append(b, password...)
-	key := md5.Sum(b)
-	clear(b)
-	return key
 }
 
 // AppendFingerprint appends FINGERPRINT, the last attribute of a message.

@@ -24,12 +24,15 @@ const (
 var ErrFraming = errors.New("stun: no message begins here")
 
 // StreamSize returns the size of the message that begins with b, padding included; 0 if b is too
-// short to tell.
-func StreamSize(b []byte) (int, error) {
+// short to tell. With rfc5766 its channel numbers count too.
+func StreamSize(b []byte, rfc5766 bool) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
 	kind := Classify(b)
+	if kind == ProtocolChannel5766 && rfc5766 {
+		kind = ProtocolChannel
+	}
 	if kind != ProtocolSTUN && kind != ProtocolChannel {
 		return 0, ErrFraming
 	}

@@ -31,14 +31,17 @@ func TestStreamSize(t *testing.T) {
 		{[]byte("POST /"), 0, ErrFraming},
 		{[]byte("GET /"), 4 + 0x5420, nil}, // reads as ChannelData; a limit for strangers ends it
 	} {
-		if got, err := StreamSize(c.b); got != c.want || !errors.Is(err, c.err) {
+		if got, err := StreamSize(c.b, false); got != c.want || !errors.Is(err, c.err) {
 			t.Errorf("%x: %d, %v, want %d, %v", c.b, got, err, c.want, c.err)
 		}
+	}
+	if got, err := StreamSize([]byte{0x7f, 0xff, 0, 1}, true); got != 8 || err != nil {
+		t.Errorf("a channel of RFC 5766: %d, %v", got, err)
 	}
 	for n := range 9 {
 		data := bytes.Repeat([]byte{7}, n)
 		m := AppendStreamPadding(AppendChannelData(nil, MinChannel, data))
-		if size, err := StreamSize(m); err != nil || size != len(m) {
+		if size, err := StreamSize(m, false); err != nil || size != len(m) {
 			t.Errorf("%d bytes of data: %d of %d, %v", n, size, len(m), err)
 		}
 		if _, got, err := ParseChannelData(m); err != nil || !bytes.Equal(got, data) {

@@ -42,15 +42,18 @@ const (
 // Method is a STUN method, 12 bits.
 type Method uint16
 
-// Methods of RFC 8489 and RFC 8656.
+// Methods of RFC 8489, RFC 8656 and RFC 6062.
 const (
-	Binding          Method = 0x001
-	Allocate         Method = 0x003
-	Refresh          Method = 0x004
-	Send             Method = 0x006 // indications only
-	Data             Method = 0x007 // indications only
-	CreatePermission Method = 0x008
-	ChannelBind      Method = 0x009
+	Binding           Method = 0x001
+	Allocate          Method = 0x003
+	Refresh           Method = 0x004
+	Send              Method = 0x006 // indications only
+	Data              Method = 0x007 // indications only
+	CreatePermission  Method = 0x008
+	ChannelBind       Method = 0x009
+	Connect           Method = 0x00A
+	ConnectionBind    Method = 0x00B
+	ConnectionAttempt Method = 0x00C // indications only
 )
 
 // String returns the standard's name of m, or its number.
@@ -70,6 +73,12 @@ func (m Method) String() string {
 		return "CreatePermission"
 	case ChannelBind:
 		return "ChannelBind"
+	case Connect:
+		return "Connect"
+	case ConnectionBind:
+		return "ConnectionBind"
+	case ConnectionAttempt:
+		return "ConnectionAttempt"
 	}
 	return fmt.Sprintf("method 0x%03x", uint16(m))
 }

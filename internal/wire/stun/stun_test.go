@@ -260,7 +260,7 @@ func TestChannelData(t *testing.T) {
 			t.Errorf("cut to %d bytes: accepted", n)
 		}
 	}
-	for _, ch := range []uint16{0x0001, 0x3fff, 0x5000, 0x7fff, 0xffff} {
+	for _, ch := range []uint16{0x0001, 0x3fff, 0x8000, 0xffff} {
 		if _, _, err := ParseChannelData(AppendChannelData(nil, ch, nil)); err == nil {
 			t.Errorf("channel %04x accepted", ch)
 		}
@@ -310,6 +310,8 @@ func TestClassify(t *testing.T) {
 			return ProtocolDTLS
 		case c >= 64 && c <= 79:
 			return ProtocolChannel
+		case c >= 80 && c <= 127:
+			return ProtocolChannel5766
 		case c >= 128 && c <= 191:
 			return ProtocolRTP
 		}

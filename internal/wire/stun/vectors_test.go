@@ -52,7 +52,7 @@ var vectors = []struct {
 	{
 		name: "RFC5769-2.4-long-term", hex: "000100602112a44278ad3433c6ad72c029da412e00060012e3839ee38388e383aae38383e382afe382b900000015001c662f2f3439396b39353464364f4c33346f4c394653547679363473410014000b6578616d706c652e6f72670000080014f67024656dd64a3e02b8e0712e85c9a28ca89666",
 		typ: NewType(Binding, Request), key: func() []byte {
-			k := LongTermKey([]byte(longTermUser), []byte("example.org"), []byte("TheMatrIX"))
+			k := MD5.Key([]byte(longTermUser), []byte("example.org"), []byte("TheMatrIX"))
 			return k[:]
 		},
 		texts: map[Attr]string{AttrUsername: longTermUser, AttrRealm: "example.org", AttrNonce: "f//499k954d6OL34oL9FSTvy64sA"},
@@ -130,7 +130,7 @@ func TestRFC8489B1(t *testing.T) {
 
 // TestKeyLongTerm holds the value of RFC 8489 §9.2.2, MD5("user:realm:pass").
 func TestKeyLongTerm(t *testing.T) {
-	if k := LongTermKey([]byte("user"), []byte("realm"), []byte("pass")); hex.EncodeToString(k[:]) != "8493fbc53ba582fb4c044c456bdc40eb" {
+	if k := MD5.Key([]byte("user"), []byte("realm"), []byte("pass")); hex.EncodeToString(k[:]) != "8493fbc53ba582fb4c044c456bdc40eb" {
 		t.Errorf("key %x", k)
 	}
 }
@@ -199,7 +199,7 @@ func TestVectorsRebuilt(t *testing.T) {
 	m = AppendText(m, AttrUsername, longTermUser)
 	m = AppendText(m, AttrNonce, "f//499k954d6OL34oL9FSTvy64sA")
 	m = AppendText(m, AttrRealm, "example.org")
-	k := LongTermKey([]byte(longTermUser), []byte("example.org"), []byte("TheMatrIX"))
+	k := MD5.Key([]byte(longTermUser), []byte("example.org"), []byte("TheMatrIX"))
 	m = h.AppendIntegrity(m, k[:])
 	if want := unhex(t, vectors[3].hex); !bytes.Equal(m, want) {
 		t.Errorf("RFC 5769 2.4:\n%x\nwant\n%x", m, want)

@@ -20,21 +20,23 @@ const (
 // allocation is RFC 8656 §3.2's: a relayed address, the 5-tuple that controls it, a credential,
 // a time to expiry, permissions and channels.
 type allocation struct {
-	id      ID
-	tuple   Tuple
-	state   state
-	owner   string
-	created answer // the Allocate, to answer it and its retransmissions
+	id       ID
+	tuple    Tuple
+	state    state
+	owner    string
+	books    *owner // the tenant's, of owner
+	families byte   // that Open asked for
+	next     bool   // and whether the port behind it too, to be held
+	created  answer // the Allocate, to answer it and its retransmissions
 
-	relay   any
-	relayed netip.AddrPort
+	halves [2]half // IPv4, IPv6; one where none is asked for by ADDITIONAL-ADDRESS-FAMILY
 
 	cur      *credential
 	old      *credential // replaced by a Refresh, still verifying until oldUntil
 	oldUntil time.Time
 
 	born     time.Time
-	expires  time.Time
+	expires  time.Time // the first of the halves', and while opening the time for it
 	extended time.Time // by the issuer: how long the session lives
 	place    int       // in the expiryQueue
 
@@ -42,6 +44,57 @@ type allocation struct {
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
 	traffic     Traffic
+	meter       meter
+}
+
+// Socket is a relay socket that has been opened.
+type Socket struct {
+	Relay   any            // what actions name it by
+	Relayed netip.AddrPort // as clients and peers see it
+	// Local is how this machine reaches it, where that is not Relayed: behind a one-to-one NAT, which
+	// need not send back what comes from inside.
+	Local netip.AddrPort
+}
+
+// half is the relay socket of one address family, with an expiry of its own (RFC 8656 §8.1).
+type half struct {
+	Socket  // zero = there is none, or no more
+	expires time.Time
+}
+
+func (h *half) open() bool { return h.Relay != nil }
+
+// familyAt is the place of addr's family in arrays of two. IPv4-mapped addresses are IPv6 here, as on
+// the wire.
+func familyAt(addr netip.Addr) int {
+	if addr.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// half returns the one that relays to addr; it need not be open.
+func (a *allocation) half(addr netip.Addr) *half { return &a.halves[familyAt(addr)] }
+
+// relayed returns the relayed addresses, IPv4 first.
+func (a *allocation) relayed() (out []netip.AddrPort) {
+	for i := range a.halves {
+		if a.halves[i].open() {
+			out = append(out, a.halves[i].Relayed)
+		}
+	}
+	return out
+}
+
+// latest returns when the last of the halves expires.
+func (a *allocation) latest() time.Time {
+	if a.state == opening {
+		return a.expires
+	}
+	if a.halves[0].expires.After(a.halves[1].expires) {
+		return a.halves[0].expires
+	}
+	return a.halves[1].expires
 }
 
 // answer is what is needed to answer an Allocate later, or again.
@@ -50,7 +103,9 @@ type answer struct {
 	lifetime    time.Duration
 	sha256      bool
 	fingerprint bool
-	otherFamily byte // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
+	counter     []byte // TRANSACTION_TRANSMIT_COUNTER of the answer, nil = none
+	reservation []byte // RESERVATION-TOKEN, nil = none
+	failed      [2]int // by family, for ADDRESS-ERROR-CODE: why the one of two that was asked for is not given
 }
 
 // channel is a binding of a number to a peer. It relays until expires, and bars both from other
@@ -110,16 +165,19 @@ func (a *allocation) sweep(now time.Time) {
 // RFC 7635 §4.1.1's cap at the token's own life is what Strict does.
 func (c *Core) hardEnd(cred *credential, extended time.Time) time.Time {
 	end := cred.ends
-	if c.cfg.Policy == Strict {
+	if end.IsZero() {
+		return time.Unix(1<<37, 0) // a static user's, far away; removed from the file, Recheck ends it
+	}
+	if cred.tenant.Policy == Strict {
 		return end
 	}
-	if c.cfg.Policy == Session && !extended.IsZero() && !c.blind {
+	if cred.tenant.Policy == Session && !extended.IsZero() && !c.blind {
 		if extended.After(end) {
 			end = extended
 		}
 		return end.Add(SessionSlack)
 	}
-	return end.Add(c.cfg.GraceMax)
+	return end.Add(cred.tenant.GraceMax)
 }
 
 // grant returns the lifetime for an allocation under cred that asks for the value v of LIFETIME, nil

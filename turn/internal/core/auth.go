@@ -1,6 +1,8 @@
 package core
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"time"
@@ -10,32 +12,32 @@ import (
 	"wicgate/internal/wire/stun"
 )
 
+// CredentialKind is the kind of a credential, as an operator is told.
+type CredentialKind string
+
+// The kinds of credentials.
+const (
+	KindToken     CredentialKind = "token"     // RFC 7635's own shape: USERNAME = kid, key = mac_key
+	KindUsername  CredentialKind = "username"  // the same token in USERNAME
+	KindEphemeral CredentialKind = "ephemeral" // derived from a shared secret
+	KindPushed    CredentialKind = "pushed"    // random, told by the eP-CSCF
+	KindStatic    CredentialKind = "static"    // a user of a file
+)
+
 // credential is what a client has authenticated with.
 type credential struct {
+	kind     CredentialKind
+	tenant   *tenant // whose it is
 	username string
-	owner    string       // pseudonym: for quota, revocation, and who may refresh
-	mac      secret.Bytes // the token's mac_key
-	key      secret.Bytes // of the integrity: mac_key, or MD5(username:realm:credential)
-	token    bool         // RFC 7635's own shape: USERNAME = kid, key = mac_key
-	// ephemeral: mac is the password
-	ephemeral bool
-	ends      time.Time // token's expiry, Delta included
+	owner    string         // pseudonym: for quota, revocation, and who may refresh
+	alg      stun.Algorithm // that made key of a password; not of KindToken
+	key      secret.Bytes   // of the integrity
+	ends     time.Time      // token's expiry, Delta included; zero = never
 }
 
-// kind is what an operator is told that it is.
-func (c *credential) kind() string {
-	switch {
-	case c.token:
-		return "token"
-	case c.ephemeral:
-		return "ephemeral"
-	}
-	return "username"
-}
-
-// same reports whether both come from the same token.
+// same reports whether both are one credential.
 func (c *credential) same(o *credential) bool {
-	return c != nil && o != nil && c.username == o.username && c.token == o.token && c.mac.Equal(o.mac)
+	return c != nil && o != nil && c.kind == o.kind && c.tenant == o.tenant && c.username == o.username && c.key.Equal(o.key)
 }
 
 // authenticate runs RFC 8489 §9.2.4 in the order nonce, token, MAC, and answers if it fails. a is
@@ -53,25 +55,30 @@ func (c *Core) authenticate(r *request, a *allocation, out *Outbox) bool {
 	// RFC 7635 §7 runs with REALM although RFC 8656 §21.1.6 says that it does not use it: we send
 	// it, and take requests of that shape with and without it.
 	withToken := r.token != nil && (r.method == stun.Allocate || r.method == stun.Refresh)
-	ownToken := withToken || a != nil && a.cur.token
-	if r.username == nil && !r.hasUserhash || r.nonce == nil || r.realm == nil && !ownToken {
+	ownToken := withToken || a != nil && a.cur.kind == KindToken
+	if r.username == nil && r.userhash == nil || r.nonce == nil || r.realm == nil && !ownToken {
 		if c.spend(r, out) {
 			c.fail(r, out, 400, CauseIncomplete, nil) // without NONCE and REALM
 		}
 		return false
 	}
-	if !c.checkNonce(r.nonce, r.now, r.tuple) {
+	features, ok := c.checkNonce(r.nonce, r.now, r.tuple)
+	if !ok {
 		if c.spend(r, out) {
 			c.fail(r, out, 438, CauseStaleNonce, nil)
 		}
 		return false
 	}
 	// From here on the source is known to receive what we send: the budget is left alone.
-	if c.cfg.NoAccessToken && r.token != nil {
+	if r.tenant.NoAccessToken && r.token != nil {
 		// Comprehension-required, and not comprehended here. RFC 8489 §6.3.1 would authenticate
 		// first, but this request carries its key in the attribute that we do not take.
 		r.unknown[0], r.unknowns = stun.AttrAccessToken, 1
 		c.fail(r, out, 420, CauseUnknownAttribute, nil)
+		return false
+	}
+	if !r.readAlgorithm(features) {
+		c.fail(r, out, 400, CauseBadRequest, nil)
 		return false
 	}
 	cause, detail := c.credentials(r, a, withToken)
@@ -93,14 +100,43 @@ func (c *Core) spend(r *request, out *Outbox) bool {
 	return false
 }
 
+// readAlgorithm reads with which algorithm the client makes its key (RFC 8489 §9.2.4, step 3). features
+// are what its nonce announces: its integrity covers NONCE and PASSWORD-ALGORITHMS, so that nobody on
+// the way can take the offer of the better algorithm away unseen.
+func (r *request) readAlgorithm(features stun.Features) bool {
+	r.alg = stun.MD5
+	if features&stun.PasswordAlgorithms == 0 || r.algorithm == nil && r.algorithms == nil {
+		return true // browsers know none of this
+	}
+	alg, err := stun.ParsePasswordAlgorithm(r.algorithm)
+	if err != nil || !bytes.Equal(r.algorithms, offer) || alg != stun.SHA256 && alg != stun.MD5 {
+		return false
+	}
+	r.alg = alg
+	return true
+}
+
+// offer is the value of PASSWORD-ALGORITHMS.
+var offer = stun.AppendPasswordAlgorithms(make([]byte, stun.HeaderSize), stun.SHA256, stun.MD5)[stun.HeaderSize+4:]
+
 // credentials finds the credential that r claims and verifies the integrity under it.
 func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, error) {
 	if withToken {
-		cred, cause, err := c.openToken(r, string(r.username), r.token, a)
+		cred, _, cause, err := c.openToken(r, string(r.username), r.token, a)
 		if cause != CauseNone {
 			return cause, err
 		}
 		return c.verify(r, cred)
+	}
+	if r.username == nil {
+		if r.tenant.Users == nil || len(r.userhash) != sha256.Size {
+			return CauseUsername, nil // no stateless server can invert a hash
+		}
+		name, ok := r.tenant.Users.Userhash([sha256.Size]byte(r.userhash))
+		if !ok {
+			return CauseUnknownUser, nil
+		}
+		r.username = []byte(name)
 	}
 	// The allocation's own credential, whatever its age: requests of a live allocation are not
 	// refused because its token has expired. Allocate is about a new one, so it is not among them.
@@ -121,32 +157,32 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 		}
 	}
 	kid, tok, ok, err := token.ParseUsername(r.username)
-	if !ok && c.cfg.Secrets != nil {
-		return c.ephemeral(r)
-	}
-	if !ok {
-		return CauseUsername, nil // also USERHASH, which no stateless server can invert
-	}
 	if err != nil {
 		return CauseUsername, err
 	}
-	cred, cause, err := c.openToken(r, kid, tok, nil)
-	if cause != CauseNone {
-		return cause, err
+	if ok {
+		cred, mac, cause, err := c.openToken(r, kid, tok, nil)
+		if cause != CauseNone {
+			return cause, err
+		}
+		cred.kind, cred.username = KindUsername, string(r.username)
+		return c.password(r, cred, token.Credential(mac))
 	}
-	cred.token = false
-	cred.username = string(r.username)
-	key := stun.LongTermKey(r.username, []byte(c.cfg.Name), token.Credential(cred.mac).Expose())
-	cred.key = secret.New(key[:])
-	return c.verify(r, cred)
+	if t := r.tenant; t.Secrets != nil {
+		ends, pseudonym, ok, err := token.ParseEphemeral(r.username)
+		if err != nil {
+			return CauseUsername, err
+		}
+		if ok {
+			return c.ephemeral(r, ends, pseudonym)
+		}
+	}
+	return c.listed(r)
 }
 
 // ephemeral verifies a credential that the issuer derived from a secret shared with us.
-func (c *Core) ephemeral(r *request) (Cause, error) {
-	ends, pseudonym, ok, err := token.ParseEphemeral(r.username)
+func (c *Core) ephemeral(r *request, ends time.Time, pseudonym string) (Cause, error) {
 	switch {
-	case !ok || err != nil:
-		return CauseUsername, err
 	case !ends.After(r.now):
 		return CauseExpiredToken, nil
 	case ends.After(r.now.Add(token.MaxAhead)):
@@ -155,54 +191,103 @@ func (c *Core) ephemeral(r *request) (Cause, error) {
 		return CauseRevoked, nil
 	}
 	username := string(r.username)
-	for _, sec := range c.cfg.Secrets() {
-		password := token.EphemeralPassword(sec, username)
-		key := stun.LongTermKey(r.username, []byte(c.cfg.Name), password.Expose())
-		cred := &credential{username: username, owner: pseudonym, mac: password, key: secret.New(key[:]), ends: ends, ephemeral: true}
-		if cause, _ := c.verify(r, cred); cause == CauseNone {
+	for _, sec := range r.tenant.Secrets() {
+		cred := &credential{kind: KindEphemeral, tenant: r.tenant, username: username, owner: pseudonym, ends: ends}
+		if cause, _ := c.password(r, cred, token.EphemeralPassword(sec, username)); cause == CauseNone {
 			return CauseNone, nil
 		}
 	}
 	return CauseBadMAC, nil
 }
 
+// listed verifies a credential that is kept here: one pushed to us, or a static user's.
+func (c *Core) listed(r *request) (Cause, error) {
+	t, username := r.tenant, string(r.username)
+	if t.Pushed != nil {
+		if p, ok := t.Pushed(username); ok {
+			switch {
+			case !p.Ends.After(r.now):
+				return CauseExpiredToken, nil
+			case c.revoked(p.Pseudonym):
+				return CauseRevoked, nil
+			}
+			return c.password(r, &credential{kind: KindPushed, tenant: t, username: username, owner: p.Pseudonym, ends: p.Ends}, p.Password)
+		}
+	}
+	if t.Users == nil {
+		return CauseUsername, nil
+	}
+	key, ok := t.Users.Key(username, r.alg)
+	if !ok {
+		return CauseUnknownUser, nil
+	}
+	if c.revoked(username) {
+		return CauseRevoked, nil
+	}
+	return c.verify(r, &credential{kind: KindStatic, tenant: t, username: username, owner: username, alg: r.alg, key: key})
+}
+
+// password verifies cred, whose key is made of a password.
+func (c *Core) password(r *request, cred *credential, password secret.Bytes) (Cause, error) {
+	cred.alg = r.alg
+	cred.key = secret.New(r.alg.Key(r.username, []byte(c.challenger(r.tuple).Name), password.Expose()))
+	return c.verify(r, cred)
+}
+
 func (c *Core) revoked(pseudonym string) bool {
 	return c.cfg.Revoked != nil && c.cfg.Revoked(pseudonym)
 }
 
-// openToken opens tok, sealed under kid for this server. If it is the token that allocation a lives
-// by, or lived by until just now, its age does not count here: the policy decides about that.
-func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*credential, Cause, error) {
-	key, format, owner, ok := c.cfg.Keys.Key(kid)
-	if !ok {
-		return nil, CauseUnknownKey, nil
+// openToken opens tok, sealed under kid for this server, and returns its mac_key besides. If it is the
+// token that allocation a lives by, or lived by until just now, its age does not count here: the
+// policy decides about that.
+func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*credential, secret.Bytes, Cause, error) {
+	t, key, format, owner := c.kid(r, kid)
+	if t == nil {
+		return nil, secret.Bytes{}, CauseUnknownKey, nil
 	}
-	p, err := token.Open(format, key, c.cfg.Name, tok)
+	p, err := token.Open(format, key, t.Name, tok)
 	if err != nil {
-		return nil, CauseBadToken, err
+		return nil, secret.Bytes{}, CauseBadToken, err
 	}
 	if owner == "" {
 		owner = kid
 	}
-	cred := &credential{username: kid, owner: owner, mac: p.MACKey, key: p.MACKey, token: true}
+	r.tenant = t
+	cred := &credential{kind: KindToken, tenant: t, username: kid, owner: owner, key: p.MACKey}
 	left, err := p.Check(r.now)
 	if a != nil && r.method == stun.Refresh {
 		for _, known := range []*credential{a.cur, a.previous(r.now)} {
 			if cred.same(known) {
-				return known, CauseNone, nil
+				return known, p.MACKey, CauseNone, nil
 			}
 		}
 	}
 	switch {
 	case errors.Is(err, token.ErrFuture):
-		return nil, CauseFutureToken, err
+		return nil, secret.Bytes{}, CauseFutureToken, err
 	case err != nil:
-		return nil, CauseExpiredToken, err
+		return nil, secret.Bytes{}, CauseExpiredToken, err
 	case c.revoked(owner):
-		return nil, CauseRevoked, nil
+		return nil, secret.Bytes{}, CauseRevoked, nil
 	}
 	cred.ends = r.now.Add(left)
-	return cred, CauseNone, nil
+	return cred, p.MACKey, CauseNone, nil
+}
+
+// kid finds the tenant whose key kid names: the one that the listener or the name in TLS has chosen
+// and no other, or on a listener of all, any (RFC 7376 §4, concern 6: nothing else tells realms on one
+// address apart before the challenge).
+func (c *Core) kid(r *request, kid string) (*tenant, secret.Bytes, token.Format, string) {
+	for _, t := range c.tenants {
+		if r.tuple.Tenant != 0 && t != r.tenant {
+			continue
+		}
+		if key, format, owner, ok := t.Keys.Key(kid); ok {
+			return t, key, format, owner
+		}
+	}
+	return nil, secret.Bytes{}, 0, ""
 }
 
 // verify checks REALM and the integrity under cred. MESSAGE-INTEGRITY-SHA256 is used if it is there
@@ -215,12 +300,15 @@ func (c *Core) verify(r *request, cred *credential) (Cause, error) {
 	} else {
 		good = c.hasher.CheckIntegrity(r.msg, key)
 	}
-	if r.realm != nil && subtle.ConstantTimeCompare(r.realm, []byte(c.cfg.Name)) != 1 {
-		good = false // the MAC covers REALM; ours is the only one that we have challenged with
+	if r.realm != nil && subtle.ConstantTimeCompare(r.realm, []byte(c.challenger(r.tuple).Name)) != 1 {
+		good = false // the MAC covers REALM; this is the only one that we have challenged with
+	}
+	if cred.kind != KindToken && cred.alg != r.alg {
+		good = false // the key is of the other algorithm
 	}
 	if !good {
 		return CauseBadMAC, nil
 	}
-	r.cred, r.key = cred, key
+	r.cred, r.key, r.tenant = cred, key, cred.tenant
 	return CauseNone, nil
 }

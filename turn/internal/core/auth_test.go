@@ -99,7 +99,7 @@ func TestOne401(t *testing.T) {
 		otherRealm := good
 		otherRealm.realm = "elsewhere"
 		if s == inUsername {
-			k := stun.LongTermKey([]byte(good.username), []byte("elsewhere"), []byte("x"))
+			k := stun.MD5.Key([]byte(good.username), []byte("elsewhere"), []byte("x"))
 			otherRealm.key = k[:]
 		}
 		// A token that is altered in its last byte, and one made for another server.
@@ -124,10 +124,10 @@ func TestOne401(t *testing.T) {
 		}{
 			{"bad MAC", badMAC, CauseBadMAC},
 			{"unknown kid", w.issueUnder(foreign, s, foreign.KID("p1"), w.now, time.Hour), CauseUnknownKey},
-			{"bad tag", shaped(s, w.ring.KID("p1"), tok, mac), CauseBadToken},
-			{"other server", shaped(s, w.ring.KID("p1"), elsewhere, mac), CauseBadToken},
-			{"other pseudonym's token", shaped(s, w.ring.KID("p2"), whole, mac), CauseBadToken},
-			{"cut token", shaped(s, w.ring.KID("p1"), tok[:40], mac), CauseBadToken},
+			{"bad tag", shaped(s, realm, w.ring.KID("p1"), tok, mac), CauseBadToken},
+			{"other server", shaped(s, realm, w.ring.KID("p1"), elsewhere, mac), CauseBadToken},
+			{"other pseudonym's token", shaped(s, realm, w.ring.KID("p2"), whole, mac), CauseBadToken},
+			{"cut token", shaped(s, realm, w.ring.KID("p1"), tok[:40], mac), CauseBadToken},
 			{"expired", w.issue(s, "p1", w.now.Add(-time.Hour-6*time.Second), time.Hour), CauseExpiredToken},
 			{"future", w.issue(s, "p1", w.now.Add(6*time.Second), time.Hour), CauseFutureToken},
 			{"other realm", otherRealm, CauseBadMAC},
@@ -156,7 +156,7 @@ func TestOne401(t *testing.T) {
 				}
 			}
 		}
-		if w.core.Allocations() != 0 || len(w.core.owners) != 0 {
+		if w.core.Allocations() != 0 || len(w.core.tenants[0].owners) != 0 {
 			t.Errorf("%v: %d allocations after refusals", s, w.core.Allocations())
 		}
 	}
@@ -205,7 +205,7 @@ func TestNonce(t *testing.T) {
 	for _, bad := range [][]byte{{}, n[:15], append(bytes.Clone(n), 'A'), bytes.Repeat([]byte{'A'}, 16), bytes.Repeat([]byte{'='}, 16)} {
 		w.want(w.askNonce(alice, c, bad, stun.Allocate, transport(17)), 438)
 	}
-	ahead, _ := base64.RawURLEncoding.DecodeString(string(w.core.makeNonce(nil, w.now.Add(time.Minute), alice)))
+	ahead, _ := base64.RawURLEncoding.DecodeString(string(w.core.makeNonce(nil, w.now.Add(time.Minute), alice, 0)))
 	w.want(w.askNonce(alice, c, []byte(base64.RawURLEncoding.EncodeToString(ahead)), stun.Allocate, transport(17)), 438)
 	if w.core.Allocations() != 0 {
 		t.Fatal("a bad nonce made state")
@@ -213,7 +213,7 @@ func TestNonce(t *testing.T) {
 
 	// Another listener of this node, a sibling and a restart take it; so does a ring that has a newer secret.
 	sibling := New(w.core.cfg)
-	if !sibling.checkNonce(n, w.now, alice) {
+	if _, ok := sibling.checkNonce(n, w.now, alice); !ok {
 		t.Error("a sibling with the same ring refuses the nonce")
 	}
 	if err := w.ring.Rotate(w.now, 48*time.Hour); err != nil {
@@ -224,7 +224,7 @@ func TestNonce(t *testing.T) {
 	w.now = w.now.Add(time.Second)
 	r := w.want(w.askNonce(alice, c, n, stun.Refresh), 438)
 	w.want(w.askNonce(alice, c, bytes.Clone(r.get(stun.AttrNonce)), stun.Refresh), 0)
-	if New(Config{Name: realm, Keys: keyring.New(realm)}).checkNonce(w.nonce(alice), w.now, alice) {
+	if _, ok := New(Config{Tenant: Tenant{Name: realm, Keys: keyring.New(realm)}}).checkNonce(w.nonce(alice), w.now, alice); ok {
 		t.Error("a stranger's ring takes the nonce")
 	}
 }

@@ -23,7 +23,6 @@ import (
 	"net/netip"
 	"time"
 
-	"wicgate/internal/peerpolicy"
 	"wicgate/internal/secret"
 	"wicgate/internal/token"
 	"wicgate/internal/wire/stun"
@@ -72,34 +71,30 @@ const (
 	Strict
 )
 
-// Config is what a Core needs. All fields but the noted ones are required.
+// Config is what a Core needs. All fields but the noted ones are required. The Tenant in it is the
+// first, by whom clients on a listener of all are challenged; its Keys' nonce secrets are those of all.
 type Config struct {
-	Name      string // TURN server name: REALM, THIRD-PARTY-AUTHORIZATION, and associated data of tokens
-	Keys      Keys
-	Peers     peerpolicy.Policy // with own listeners and relays added
-	RelayIPv6 bool              // the family of the relay addresses
-	Policy    CredentialPolicy
-	GraceMax  time.Duration // ignored under Strict
+	Tenant
+	Others []Tenant // 0 to 65534 more
 
-	Quota          int // allocations per pseudonym
+	Families byte // of the relay addresses: stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
+
 	MaxAllocations int
 	MaxPermissions int // per allocation
 	MaxChannels    int // per allocation
+	// ChannelNumbers5766 takes the channel numbers up to 0x7FFF of RFC 5766 too.
+	ChannelNumbers5766 bool
+
+	NATDiscovery *NATDiscovery // nil = off
 
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
 	ReplyBurst int
 	ReplyRate  float64 // per second
 
-	// Secrets returns those of ephemeral credentials, newest first; nil = none are taken.
-	Secrets func() []secret.Bytes
 	// Revoked says whether the session of a pseudonym has been revoked; nil = none ever is.
 	Revoked func(pseudonym string) bool
 	// BlindClosed refuses new allocations while nothing is known of revocations ([Core.Blind]).
 	BlindClosed bool
-
-	// NoAccessToken switches RFC 7635's own shape off: no THIRD-PARTY-AUTHORIZATION, and
-	// ACCESS-TOKEN is an unknown attribute.
-	NoAccessToken bool
 }
 
 // Tuple is a client's side of the 5-tuple: the server's is its listener's number.
@@ -107,6 +102,8 @@ type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
 	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without
+	// Tenant is the one that the listener or the name in TLS has chosen: 1 = the first, 0 = none.
+	Tenant uint16
 }
 
 // ID names an allocation for the life of a Core. Zero is none.
@@ -118,12 +115,14 @@ type Core struct {
 	hasher *stun.Hasher
 	budget *Budget
 
-	tuples map[Tuple]*allocation
-	ids    map[ID]*allocation
-	relays map[netip.AddrPort]*allocation // by relayed address
-	owners map[string][]*allocation
-	queue  expiryQueue
-	lastID ID
+	tuples   map[Tuple]*allocation
+	ids      map[ID]*allocation
+	relays   map[netip.AddrPort]*allocation    // by relayed address
+	locals   map[netip.AddrPort]netip.AddrPort // relayed addresses by the socket's own, where that is another
+	tenants  []*tenant
+	reserved []reservation // oldest first; bounded
+	queue    expiryQueue
+	lastID   ID
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	swept    time.Time            // when living was last looked through for what is over
@@ -137,18 +136,26 @@ type Core struct {
 
 // New returns a Core without allocations.
 func New(cfg Config) *Core {
-	return &Core{
-		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate),
-		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, owners: map[string][]*allocation{},
+	c := &Core{
+		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate), tenants: []*tenant{newTenant(cfg.Tenant)},
+		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, locals: map[netip.AddrPort]netip.AddrPort{},
 		living: map[string]time.Time{},
 	}
+	for _, t := range cfg.Others {
+		c.tenants = append(c.tenants, newTenant(t))
+	}
+	return c
 }
 
 // FromClient takes a packet from a client. packet is read, and views of it go into out; it must
 // stay as it is until out has been acted on.
 func (c *Core) FromClient(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	out.reset()
-	switch stun.Classify(packet) {
+	kind := stun.Classify(packet)
+	if kind == stun.ProtocolChannel5766 && c.cfg.ChannelNumbers5766 {
+		kind = stun.ProtocolChannel
+	}
+	switch kind {
 	case stun.ProtocolChannel:
 		c.channelData(now, t, packet, out)
 	case stun.ProtocolSTUN:
@@ -171,6 +178,8 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	out.Method = m.Method()
 	r := &c.req
 	r.read(m, t, now)
+	r.tenant = c.challenger(t)
+	c.unread(r)
 	defer r.forget()
 	switch m.Type() {
 	case stun.NewType(stun.Binding, stun.Request):
@@ -207,7 +216,7 @@ func (c *Core) request(r *request, out *Outbox) {
 	switch {
 	case a == nil || a.state == opening:
 		c.fail(r, out, 437, CauseNoAllocation, nil)
-	case a.owner != r.cred.owner:
+	case a.owner != r.cred.owner || a.cur.tenant != r.cred.tenant:
 		c.fail(r, out, 441, CauseWrongCredentials, nil)
 	case r.method == stun.Refresh:
 		c.refresh(r, a, out)
@@ -231,6 +240,11 @@ func (c *Core) binding(r *request, out *Outbox) {
 		return
 	}
 	m := stun.AppendXORAddress(r.begin(out, stun.Success), stun.AttrXORMappedAddress, r.tuple.Client)
+	if ip, port, ok := c.cfg.NATDiscovery.place(r.tuple.Listener); ok && r.tuple.Transport == stun.ProtocolUDP {
+		if m, r.tuple, ok = c.discover(r, out, ip, port, m); !ok {
+			return
+		}
+	}
 	c.stats.Bindings++
 	c.reply(r, out, m)
 }
@@ -238,8 +252,7 @@ func (c *Core) binding(r *request, out *Outbox) {
 // lookup returns the allocation of t, ending it if its time has come.
 func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 	a := c.tuples[t]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
+	if a != nil && c.expire(a, now, out) {
 		return nil
 	}
 	return a
@@ -247,18 +260,22 @@ func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 
 // NextTimeout returns when [Core.Timeout] is next needed; ok is false if nothing is waiting.
 func (c *Core) NextTimeout() (at time.Time, ok bool) {
-	if len(c.queue) == 0 {
-		return time.Time{}, false
+	if len(c.queue) > 0 {
+		at, ok = c.queue[0].expires, true
 	}
-	return c.queue[0].expires, true
+	if len(c.reserved) > 0 && (!ok || c.reserved[0].expires.Before(at)) {
+		at, ok = c.reserved[0].expires, true
+	}
+	return at, ok
 }
 
-// Timeout ends the allocations whose time has come.
+// Timeout ends the allocations and reservations whose time has come.
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
-		c.end(c.queue[0], now, EndExpired, out)
+		c.expire(c.queue[0], now, out)
 	}
+	c.releaseExpired(now, out)
 }
 
 // Revoke ends all allocations of pseudonym and returns how many they were. It keeps nothing: that
@@ -266,9 +283,29 @@ func (c *Core) Timeout(now time.Time, out *Outbox) {
 func (c *Core) Revoke(now time.Time, pseudonym string, out *Outbox) int {
 	out.reset()
 	n := 0
-	for len(c.owners[pseudonym]) > 0 {
-		c.end(c.owners[pseudonym][0], now, EndRevoked, out)
-		n++
+	for _, t := range c.tenants {
+		for t.owners[pseudonym] != nil {
+			c.end(t.owners[pseudonym].allocations[0], now, EndRevoked, out)
+			n++
+		}
+	}
+	c.release(func(r *reservation) bool { return r.owner == pseudonym }, out)
+	return n
+}
+
+// Recheck ends the allocations of static users who are no longer there with the key that they
+// authenticated with, and returns how many they were.
+func (c *Core) Recheck(now time.Time, out *Outbox) int {
+	out.reset()
+	n := 0
+	for _, a := range c.ids {
+		if a.cur.kind != KindStatic {
+			continue
+		}
+		if key, ok := a.cur.tenant.Users.Key(a.cur.username, a.cur.alg); !ok || !key.Equal(a.cur.key) {
+			c.end(a, now, EndRevoked, out)
+			n++
+		}
 	}
 	return n
 }
@@ -323,9 +360,14 @@ func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
 	if _, known := c.living[pseudonym]; (known || len(c.living) < maxLiving) && until.After(c.living[pseudonym]) {
 		c.living[pseudonym] = until // mostly said before the session allocates
 	}
-	for _, a := range c.owners[pseudonym] {
-		if until.After(a.extended) {
-			a.extended = until
+	for _, t := range c.tenants {
+		if t.owners[pseudonym] == nil {
+			continue
+		}
+		for _, a := range t.owners[pseudonym].allocations {
+			if until.After(a.extended) {
+				a.extended = until
+			}
 		}
 	}
 }
@@ -333,12 +375,13 @@ func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
 // Drain refuses new allocations from now on, with 508.
 func (c *Core) Drain() { c.draining = true }
 
-// EndAll ends all allocations, for a shutdown.
+// EndAll ends all allocations and reservations, for a shutdown.
 func (c *Core) EndAll(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 {
 		c.end(c.queue[0], now, EndShutdown, out)
 	}
+	c.release(func(*reservation) bool { return true }, out)
 }
 
 // Allocations returns how many allocations there are, those still being opened among them.
@@ -348,31 +391,67 @@ func (c *Core) Allocations() int { return len(c.ids) }
 func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	delete(c.tuples, a.tuple)
 	delete(c.ids, a.id)
-	if a.state == open {
-		delete(c.relays, a.relayed)
-	}
-	rest := c.owners[a.owner]
-	for i, o := range rest {
-		if o == a {
-			rest[i] = rest[len(rest)-1]
-			rest[len(rest)-1] = nil
-			rest = rest[:len(rest)-1]
-			break
-		}
-	}
-	if len(rest) == 0 {
-		delete(c.owners, a.owner)
-	} else {
-		c.owners[a.owner] = rest
-	}
+	a.cur.tenant.remove(a)
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
-		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.relay, Ended: &Ended{
-			Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed, Age: now.Sub(a.born), Traffic: a.traffic,
-		}})
+		e := &Ended{Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed(), Age: now.Sub(a.born), Traffic: a.traffic}
+		for i := range a.halves {
+			if a.halves[i].open() {
+				c.endHalf(a, &a.halves[i], e, out)
+				e = nil // one line in the log
+			}
+		}
 	}
 	a.state = ended
 	c.stats.Ended[why]++
+}
+
+// endHalf closes a relay socket of a, with the permissions and channels that were its (RFC 8656 §8.2).
+func (c *Core) endHalf(a *allocation, h *half, e *Ended, out *Outbox) {
+	for addr := range a.permissions {
+		if a.half(addr) == h {
+			delete(a.permissions, addr)
+		}
+	}
+	for n, ch := range a.channels {
+		if a.half(ch.peer.Addr()) == h {
+			delete(a.channels, n)
+			delete(a.byPeer, ch.peer)
+		}
+	}
+	delete(c.relays, h.Relayed)
+	delete(c.locals, h.Local)
+	out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: h.Relay, Ended: e})
+	*h = half{}
+}
+
+// expire ends what of a has come to its time, and reports whether that is all of it.
+func (c *Core) expire(a *allocation, now time.Time, out *Outbox) bool {
+	if !a.expired(now) {
+		return false
+	}
+	if !now.Before(a.latest()) {
+		c.end(a, now, EndExpired, out)
+		return true
+	}
+	for i := range a.halves { // each has been refreshed by itself
+		if h := &a.halves[i]; h.open() && !now.Before(h.expires) {
+			c.endHalf(a, h, nil, out)
+		}
+	}
+	c.reschedule(a)
+	return false
+}
+
+// reschedule puts a where the first of its halves to expire says.
+func (c *Core) reschedule(a *allocation) {
+	a.expires = a.latest()
+	for i := range a.halves {
+		if h := &a.halves[i]; h.open() && h.expires.Before(a.expires) {
+			a.expires = h.expires
+		}
+	}
+	heap.Fix(&c.queue, a.place)
 }
 
 // transactionID returns a fresh random id (RFC 8489 §5).

@@ -8,28 +8,24 @@ import (
 	"wicgate/internal/wire/stun"
 )
 
-// allowAddr asks the policy about an address for CreatePermission.
-func (c *Core) allowAddr(addr netip.Addr) error {
-	err := c.cfg.Peers.AllowAddr(addr)
+// allowAddr asks the tenant's policy about an address for CreatePermission.
+func (c *Core) allowAddr(t *tenant, addr netip.Addr) error {
+	err := t.Peers.AllowAddr(addr)
 	if errors.Is(err, peerpolicy.ErrOwnRelay) {
 		return nil // a relay address is in use: the asker's own. Each packet is asked about with its port.
 	}
 	return err
 }
 
-// allow asks the policy about a peer. A relay address of our own is one while it is allocated; the
+// allow asks the tenant's policy about a peer. A relay address of our own is one while it is allocated; the
 // permission of its own client is asked for where the packet arrives.
-func (c *Core) allow(peer netip.AddrPort) error {
-	err := c.cfg.Peers.Allow(peer)
+func (c *Core) allow(t *tenant, peer netip.AddrPort) error {
+	err := t.Peers.Allow(peer)
 	if err != nil && errors.Is(err, peerpolicy.ErrOwnRelay) && c.relays[peer] != nil {
 		return nil
 	}
 	return err
 }
-
-// family reports whether addr is of the relay's family. IPv4-mapped addresses are IPv6 here, as on
-// the wire.
-func (c *Core) family(addr netip.Addr) bool { return addr.Is4() != c.cfg.RelayIPv6 }
 
 // createPermission handles an authenticated CreatePermission request (RFC 8656 §9.2): all of its
 // addresses or none.
@@ -45,11 +41,11 @@ func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
 			c.fail(r, out, 400, CauseBadRequest, nil)
 			return
 		}
-		if !c.family(peer.Addr()) {
+		if !a.half(peer.Addr()).open() {
 			c.fail(r, out, 443, CauseFamily, nil)
 			return
 		}
-		if err := c.allowAddr(peer.Addr()); err != nil {
+		if err := c.allowAddr(r.tenant, peer.Addr()); err != nil {
 			c.refusedPeer(r, out, peer, err)
 			return
 		}
@@ -79,8 +75,12 @@ func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
 
 // channelBind handles an authenticated ChannelBind request (RFC 8656 §12.2).
 func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
+	highest := uint16(stun.MaxChannel)
+	if c.cfg.ChannelNumbers5766 {
+		highest = stun.MaxChannel5766
+	}
 	number, err := stun.ParseChannelNumber(r.channel)
-	if err != nil || number < stun.MinChannel || number > stun.MaxChannel {
+	if err != nil || number < stun.MinChannel || number > highest {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
@@ -89,11 +89,11 @@ func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
-	if !c.family(peer.Addr()) {
+	if !a.half(peer.Addr()).open() {
 		c.fail(r, out, 443, CauseFamily, nil)
 		return
 	}
-	if err := c.allow(peer); err != nil {
+	if err := c.allow(r.tenant, peer); err != nil {
 		c.refusedPeer(r, out, peer, err)
 		return
 	}

@@ -328,7 +328,7 @@ func TestRefreshRules(t *testing.T) {
 // ephemeral is a credential derived from a shared secret.
 func ephemeral(sec string, ends time.Time, pseudonym string) cred {
 	name := token.EphemeralUsername(ends, pseudonym)
-	key := stun.LongTermKey([]byte(name), []byte(realm), token.EphemeralPassword(secret.New([]byte(sec)), name).Expose())
+	key := stun.MD5.Key([]byte(name), []byte(realm), token.EphemeralPassword(secret.New([]byte(sec)), name).Expose())
 	return cred{username: name, realm: realm, key: key[:]}
 }
 

@@ -64,15 +64,24 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 		c.refuse(out, CauseNoPermission, nil)
 		return
 	}
-	if err := c.allow(peer); err != nil {
+	if err := c.allow(a.cur.tenant, peer); err != nil {
 		c.refuse(out, CausePeer, err)
+		return
+	}
+	if !a.within(now, len(data)) {
+		c.refuse(out, CauseRate, nil)
 		return
 	}
 	a.traffic.SentPackets++
 	a.traffic.SentBytes += uint64(len(data))
 	c.stats.Traffic.SentPackets++
 	c.stats.Traffic.SentBytes += uint64(len(data))
-	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.relay, Peer: peer, Data: data})
+	if len(c.locals) > 0 {
+		if to := c.relays[peer]; to != nil {
+			peer = to.half(peer.Addr()).Local // the NAT in front might drop it
+		}
+	}
+	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.half(peer.Addr()).Relay, Peer: peer, Data: data})
 }
 
 // FromPeer takes a packet of n bytes from peer, unmapped, that arrived at the relay socket of id. It
@@ -81,20 +90,25 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 func (c *Core) FromPeer(now time.Time, id ID, peer netip.AddrPort, buf []byte, n int, out *Outbox) {
 	out.reset()
 	a := c.ids[id]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
-		a = nil
-	}
-	if a == nil || a.state != open {
+	if a == nil || c.expire(a, now, out) || a.state != open {
 		c.refuse(out, CauseNoAllocation, nil)
 		return
+	}
+	if len(c.locals) > 0 {
+		if relayed, ok := c.locals[peer]; ok {
+			peer = relayed // another client of ours, on the short way of toPeer
+		}
 	}
 	if !a.permitted(peer.Addr(), now) {
 		c.refuse(out, CauseNoPermission, nil)
 		return
 	}
-	if err := c.allow(peer); err != nil {
+	if err := c.allow(a.cur.tenant, peer); err != nil {
 		c.refuse(out, CausePeer, err)
+		return
+	}
+	if !a.within(now, n) {
+		c.refuse(out, CauseRate, nil)
 		return
 	}
 	var m []byte

@@ -18,9 +18,13 @@ type request struct {
 	username, realm, nonce, token              []byte
 	lifetime, transport, family, channel, data []byte
 	additional, evenPort, reservation, peer    []byte
-	hasUserhash                                bool
+	userhash, algorithm, algorithms, counter   []byte
+	change, responsePort, padding              []byte
 	unknown                                    [16]stun.Attr // the first unknown required attributes
 	unknowns                                   int
+
+	tenant *tenant        // whom it is for: the challenger, then the credential's
+	alg    stun.Algorithm // of the client's key
 
 	// After authentication:
 	cred *credential
@@ -61,19 +65,27 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 		case stun.AttrData:
 			field = &r.data
 		case stun.AttrUserhash:
-			r.hasUserhash = true
-			continue
+			field = &r.userhash
+		case stun.AttrPasswordAlgorithm:
+			field = &r.algorithm
+		case stun.AttrPasswordAlgorithms:
+			field = &r.algorithms
+		case stun.AttrTransmitCounter:
+			field = &r.counter
+		case stun.AttrChangeRequest:
+			field = &r.change
+		case stun.AttrResponsePort:
+			field = &r.responsePort
+		case stun.AttrPadding:
+			field = &r.padding
 		case stun.AttrMappedAddress, stun.AttrXORMappedAddress, stun.AttrXORRelayedAddress, stun.AttrErrorCode, stun.AttrUnknownAttributes,
-			stun.AttrPasswordAlgorithm, stun.AttrPriority, stun.AttrUseCandidate:
+			stun.AttrPriority, stun.AttrUseCandidate:
 			continue // known, and of no meaning here
 		default:
 			// DONT-FRAGMENT is among these: a UDP socket cannot set DF packet by packet, and RFC 8656
 			// §7.2 has such a server treat the attribute as unknown.
 			if typ.Required() {
-				if r.unknowns < len(r.unknown) {
-					r.unknown[r.unknowns] = typ
-				}
-				r.unknowns++
+				r.unknownAttr(typ)
 			}
 			continue
 		}
@@ -81,6 +93,13 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			*field = v
 		}
 	}
+}
+
+func (r *request) unknownAttr(t stun.Attr) {
+	if r.unknowns < len(r.unknown) {
+		r.unknown[r.unknowns] = t
+	}
+	r.unknowns++
 }
 
 // forget drops the views of the packet and the key.
@@ -94,7 +113,24 @@ func (r *request) begin(out *Outbox, cl stun.Class) []byte {
 // reply finishes the answer m: integrity of the kind the request had, if it was authenticated
 // (RFC 8489 §9.2.4; never both kinds, Firefox drops that), fingerprint if the request had one.
 func (c *Core) reply(r *request, out *Outbox, m []byte) {
+	m = appendCounter(m, r.echo())
 	c.finish(out, r.tuple, m, r.key, r.msg.HasIntegritySHA256(), r.msg.HasFingerprint())
+}
+
+// echo is what TRANSACTION_TRANSMIT_COUNTER is answered with (RFC 7982 §3.3), nil = not at all: Req comes
+// back; Resp is 0, for no transaction is remembered.
+func (r *request) echo() []byte {
+	if len(r.counter) != 4 {
+		return nil
+	}
+	return []byte{0, 0, r.counter[2], 0}
+}
+
+func appendCounter(m, counter []byte) []byte {
+	if counter == nil {
+		return m
+	}
+	return stun.AppendAttr(m, stun.AttrTransmitCounter, counter)
 }
 
 func (c *Core) finish(out *Outbox, t Tuple, m, key []byte, sha256, fingerprint bool) {
@@ -124,11 +160,16 @@ func (c *Core) fail(r *request, out *Outbox, code int, why Cause, detail error) 
 		if code == 401 {
 			c.stats.Unauthenticated++
 		}
-		m = stun.AppendText(m, stun.AttrRealm, c.cfg.Name)
-		var nonce [nonceLen]byte
-		m = stun.AppendAttr(m, stun.AttrNonce, c.makeNonce(nonce[:0], r.now, r.tuple))
-		if !c.cfg.NoAccessToken {
-			m = stun.AppendText(m, stun.AttrThirdPartyAuthorization, c.cfg.Name) // RFC 7635 §6.1
+		t := c.challenger(r.tuple)
+		m = stun.AppendText(m, stun.AttrRealm, t.Name)
+		var nonce [stun.CookieSize + nonceLen]byte
+		f := t.features()
+		m = stun.AppendAttr(m, stun.AttrNonce, c.makeNonce(nonce[:0], r.now, r.tuple, f))
+		if f&stun.PasswordAlgorithms != 0 {
+			m = stun.AppendAttr(m, stun.AttrPasswordAlgorithms, offer)
+		}
+		if !t.NoAccessToken {
+			m = stun.AppendText(m, stun.AttrThirdPartyAuthorization, t.Name) // RFC 7635 §6.1
 		}
 	}
 	c.reply(r, out, m)

@@ -3,6 +3,7 @@ package core
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"net/netip"
 	"testing"
 	"time"
@@ -17,33 +18,44 @@ import (
 const realm = "turn.ims.test"
 
 var (
-	relayIP  = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
-	gateway  = netip.MustParseAddrPort("192.0.2.10:40000")
-	stranger = netip.MustParseAddrPort("192.0.2.11:40000")
-	alice    = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
-	mallory  = Tuple{Client: netip.MustParseAddrPort("198.51.100.66:6666"), Transport: 17}
+	relayIP   = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
+	insideIP  = netip.MustParseAddr("10.0.0.9")
+	relayIP6  = netip.MustParseAddr("2001:db8::9")
+	insideIP6 = netip.MustParseAddr("fd00::9")
+	gateway6  = netip.MustParseAddrPort("[2001:db8:1::10]:40000")
+	gateway   = netip.MustParseAddrPort("192.0.2.10:40000")
+	stranger  = netip.MustParseAddrPort("192.0.2.11:40000")
+	alice     = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
+	mallory   = Tuple{Client: netip.MustParseAddrPort("198.51.100.66:6666"), Transport: 17}
 )
 
 // world is a Core with a clock, a keyring, and relay sockets that open when asked.
 type world struct {
-	t     testing.TB
-	core  *Core
-	now   time.Time
-	ring  *keyring.Ring
-	out   Outbox
-	h     *stun.Hasher
-	port  uint16
-	ended []*Ended
-	last  Outbox // what the last packet led to, before any opening
-	seq   byte
-	fails bool // relay sockets do not open
+	t              testing.TB
+	core           *Core
+	now            time.Time
+	ring           *keyring.Ring
+	out            Outbox
+	h              *stun.Hasher
+	port           uint16
+	ended          []*Ended
+	opened, closed int    // relay sockets
+	last           Outbox // what the last packet led to, before any opening
+	seq            byte
+	from           Tuple // of the last answer
+	fails          byte  // families whose relay sockets do not open
+	behindNAT      bool  // they are on insideIP, and on relayIP to others
 }
 
 func newWorld(t testing.TB, change ...func(*Config)) *world {
 	w := &world{t: t, now: time.Now().Round(time.Second), ring: keyring.New(realm), h: stun.NewHasher(), port: 49152}
 	cfg := Config{
-		Name: realm, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
-		Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999}),
+		Tenant: Tenant{
+			Name: realm, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, QuotaTenant: 1000,
+			Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999},
+				peerpolicy.Range{Prefix: netip.MustParsePrefix("2001:db8:1::10/128"), MinPort: 40000, MaxPort: 40999}),
+		},
+		Families: stun.FamilyIPv4, MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -78,24 +90,30 @@ func (w *world) issue(s shape, pseudonym string, at time.Time, life time.Duratio
 
 func (w *world) issueUnder(ring *keyring.Ring, s shape, kid string, at time.Time, life time.Duration) cred {
 	w.t.Helper()
+	return w.issueFor(realm, realm, ring, s, kid, at, life)
+}
+
+// issueFor makes a token for the server name, for a client that is challenged with REALM asked.
+func (w *world) issueFor(name, asked string, ring *keyring.Ring, s shape, kid string, at time.Time, life time.Duration) cred {
+	w.t.Helper()
 	k, f, _, ok := ring.Key(kid)
 	if !ok {
 		w.t.Fatalf("no key for kid %q", kid)
 	}
 	mac := token.NewMACKey()
-	tok, err := token.Seal(f, k, realm, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(at), Lifetime: life})
+	tok, err := token.Seal(f, k, name, token.Payload{MACKey: mac, Timestamp: token.NewTimestamp(at), Lifetime: life})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return shaped(s, kid, tok, mac)
+	return shaped(s, asked, kid, tok, mac)
 }
 
-func shaped(s shape, kid string, tok []byte, mac secret.Bytes) cred {
+func shaped(s shape, realm, kid string, tok []byte, mac secret.Bytes) cred {
 	if s == inToken {
 		return cred{username: kid, realm: realm, key: mac.Expose(), token: tok}
 	}
 	user := token.AppendUsername(nil, kid, tok)
-	key := stun.LongTermKey(user, []byte(realm), token.Credential(mac).Expose())
+	key := stun.MD5.Key(user, []byte(realm), token.Credential(mac).Expose())
 	return cred{username: string(user), realm: realm, key: key[:]}
 }
 
@@ -210,7 +228,8 @@ func (w *world) act(t Tuple) response {
 		a := w.out.Actions[i]
 		switch a.Kind {
 		case ToClient:
-			if a.Tuple != t {
+			w.from = a.Tuple
+			if a.Tuple != t && w.core.cfg.NATDiscovery == nil {
 				w.t.Fatalf("answer goes to %v, asked by %v", a.Tuple, t)
 			}
 			m, err := stun.Parse(bytes.Clone(a.Data))
@@ -227,20 +246,42 @@ func (w *world) act(t Tuple) response {
 				r.code = code
 			}
 		case Open:
-			if w.fails {
-				w.core.OpenFailed(w.now, a.ID, &w.out)
-			} else {
-				w.port++
-				w.core.Opened(w.now, a.ID, w.port, netip.AddrPortFrom(relayIP, w.port), &w.out)
+			var got Sockets
+			for i := range got.Family {
+				if port, held := a.Relay.(uint16); held && a.Families&byte(1+i) != 0 {
+					got.Family[i] = w.socket(i, port)
+				} else if a.Families&^w.fails&byte(1+i) != 0 {
+					w.opened++
+					if w.port++; a.Even {
+						w.port += w.port & 1
+					}
+					got.Family[i] = w.socket(i, w.port)
+					if a.Next {
+						w.opened++
+						w.port++
+						got.Next = w.socket(i, w.port)
+					}
+				}
 			}
+			w.core.Opened(w.now, a.ID, got, &w.out)
 			i = -1
 		case Close:
+			w.closed++
 			if a.Ended != nil {
 				w.ended = append(w.ended, a.Ended)
 			}
 		}
 	}
 	return r
+}
+
+// socket is the relay socket of a port.
+func (w *world) socket(family int, port uint16) Socket {
+	at := netip.AddrPortFrom([]netip.Addr{relayIP, relayIP6}[family], port)
+	if w.behindNAT {
+		return Socket{port, at, netip.AddrPortFrom([]netip.Addr{insideIP, insideIP6}[family], port)}
+	}
+	return Socket{port, at, at}
 }
 
 // ask sends an authenticated request with a fresh nonce.
@@ -328,40 +369,99 @@ func (w *world) call(t Tuple, c cred) {
 	w.want(w.ask(t, c, stun.CreatePermission, peer(gateway)), 0)
 }
 
+// sockets checks that each relay socket that was opened and not closed is somebody's.
+func (w *world) sockets() {
+	w.t.Helper()
+	halves := 0
+	for _, a := range w.core.ids {
+		halves += len(a.relayed())
+	}
+	if w.opened-w.closed != halves+len(w.core.reserved) {
+		w.t.Fatalf("%d sockets opened, %d closed, %d of allocations, %d reserved", w.opened, w.closed, halves, len(w.core.reserved))
+	}
+}
+
+// owned are the allocations in the books of all tenants.
+func (w *world) owned() iter.Seq[*allocation] {
+	return func(yield func(*allocation) bool) {
+		for _, t := range w.core.tenants {
+			n := 0
+			for _, o := range t.owners {
+				if len(o.allocations) == 0 {
+					w.t.Fatal("an owner without allocations is kept")
+				}
+				n += len(o.allocations)
+				for _, a := range o.allocations {
+					if !yield(a) {
+						return
+					}
+				}
+			}
+			if n != t.allocations {
+				w.t.Fatalf("tenant %s counts %d allocations and has %d", t.Name, t.allocations, n)
+			}
+		}
+	}
+}
+
 // invariants checks that the Core's tables agree.
 func (w *world) invariants() {
 	w.t.Helper()
 	c := w.core
-	owned, opened := 0, 0
-	for o, list := range c.owners {
-		if len(list) == 0 || len(list) > c.cfg.Quota {
-			w.t.Fatalf("owner %q has %d allocations", o, len(list))
+	owned, opened, halves := 0, 0, 0
+	for a := range w.owned() {
+		owned++
+		if o := a.cur.tenant.owners[a.owner]; o != a.books || len(o.allocations) > a.cur.tenant.Quota {
+			w.t.Fatalf("owner %q is not in order", a.owner)
 		}
-		owned += len(list)
-		for _, a := range list {
-			if c.ids[a.id] != a || c.tuples[a.tuple] != a || a.owner != o || a.cur == nil || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
-				w.t.Fatalf("allocation %d is not in order", a.id)
+		if c.ids[a.id] != a || c.tuples[a.tuple] != a || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
+			w.t.Fatalf("allocation %d is not in order", a.id)
+		}
+		if len(a.permissions) > c.cfg.MaxPermissions || len(a.channels) > c.cfg.MaxChannels || len(a.channels) != len(a.byPeer) {
+			w.t.Fatalf("%d permissions, %d channels, %d by peer", len(a.permissions), len(a.channels), len(a.byPeer))
+		}
+		for n, ch := range a.channels {
+			if ch.number != n || a.byPeer[ch.peer] != ch {
+				w.t.Fatalf("channel %04x is not one to one", n)
 			}
-			if len(a.permissions) > c.cfg.MaxPermissions || len(a.channels) > c.cfg.MaxChannels || len(a.channels) != len(a.byPeer) {
-				w.t.Fatalf("%d permissions, %d channels, %d by peer", len(a.permissions), len(a.channels), len(a.byPeer))
+		}
+		if end := c.hardEnd(a.cur, a.extended); a.state == open && a.expires.After(end) {
+			w.t.Fatalf("allocation lives %v beyond its credential's end", a.expires.Sub(end))
+		}
+		if a.state == open {
+			opened++
+			if len(a.relayed()) == 0 {
+				w.t.Fatal("an allocation without a relay socket is open")
 			}
-			for n, ch := range a.channels {
-				if ch.number != n || a.byPeer[ch.peer] != ch {
-					w.t.Fatalf("channel %04x is not one to one", n)
+			for i := range a.halves {
+				h := &a.halves[i]
+				if !h.open() {
+					continue
+				}
+				halves++
+				if c.relays[h.Relayed] != a || familyAt(h.Relayed.Addr()) != i {
+					w.t.Fatal("relayed address is not found")
+				}
+				if h.expires.Before(a.expires) || h.expires.After(c.hardEnd(a.cur, a.extended)) {
+					w.t.Fatalf("half ends at %v, allocation at %v", h.expires, a.expires)
 				}
 			}
-			if end := c.hardEnd(a.cur, a.extended); a.state == open && a.expires.After(end) {
-				w.t.Fatalf("allocation lives %v beyond its credential's end", a.expires.Sub(end))
-			}
-			if a.state == open {
-				opened++
-				if c.relays[a.relayed] != a {
-					w.t.Fatal("relayed address is not found")
+			for addr := range a.permissions {
+				if !a.half(addr).open() {
+					w.t.Fatalf("permission for %v, of a family without a relay socket", addr)
 				}
 			}
 		}
 	}
-	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || opened != len(c.relays) || len(c.ids) > c.cfg.MaxAllocations {
+	for i, r := range c.reserved {
+		if r.socket.Relay == nil || i > 0 && r.expires.Before(c.reserved[i-1].expires) || r.expires.After(w.now.Add(ReservationLifetime)) {
+			w.t.Fatalf("reservation %+v is not in order", r)
+		}
+		if n := c.held(r.tenant, r.owner); n > r.tenant.Quota {
+			w.t.Fatalf("owner %q has %d allocations and reservations", r.owner, n)
+		}
+	}
+	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || len(c.locals) > halves || halves != len(c.relays) || opened > halves || len(c.ids)+len(c.reserved) > c.cfg.MaxAllocations || len(c.reserved) > maxReservations {
 		w.t.Fatalf("%d owned, %d ids, %d tuples, %d queued, %d open, %d relays", owned, len(c.ids), len(c.tuples), len(c.queue), opened, len(c.relays))
 	}
 }

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"net/http"
+	"slices"
+	"time"
+
+	"wicgate/internal/config"
+	"wicgate/internal/keyring"
+	"wicgate/internal/listen"
+	"wicgate/internal/peerpolicy"
+	"wicgate/internal/secret"
+	"wicgate/internal/session"
+	"wicgate/turn"
+)
+
+// turn builds the role turn.
+func (h *house) turn(*http.ServeMux) error {
+	c := h.file.TURN
+	first, err := h.tenant(c.First())
+	if err != nil {
+		return err
+	}
+	first.Keys = h.rings
+	secrets, err := h.secrets()
+	if err != nil {
+		return err
+	}
+	if secrets != nil {
+		first.Secrets = func() []secret.Bytes { return secrets }
+	}
+	var others []turn.Other
+	for _, o := range c.Others() {
+		t, err := h.tenant(o)
+		if err != nil {
+			return err
+		}
+		if t.Keys, err = keyring.OpenFile(h.path(o.Keys, o.File("turn-keys.json")), o.Name); err != nil {
+			return err
+		}
+		if o.Secrets != "" {
+			list, err := keyring.OpenSecrets(o.Secrets, false)
+			if err != nil {
+				return err
+			}
+			t.Secrets = func() []secret.Bytes { return list }
+		}
+		others = append(others, turn.Other{Tenant: t, Listen: addrPorts(o.Listen), ServerNames: o.ServerNames})
+	}
+	tcp := addrPorts(c.ListenTCP)
+	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
+		h.shared = listen.NewHandover(web)
+	}
+	s, err := turn.New(turn.Config{
+		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
+		Relays: relays(c.Relay),
+		Tenant: first, Tenants: others,
+		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
+		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
+		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
+	})
+	if err != nil {
+		return err
+	}
+	h.operator.turn = s
+	h.news.follower.Hear(session.Handler{
+		Extended: s.Extend, Revoked: func(r session.Revocation) { s.Revoke(r.Pseudonym) }, Missed: s.Missed, Blind: s.Blind,
+	})
+	h.add("turn", s.Serve, func() any { return s.Stats() })
+	return nil
+}
+
+// tenant is a tenant without its keys and secrets.
+func (h *house) tenant(c config.Tenant) (t turn.Tenant, err error) {
+	var open []peerpolicy.Range
+	if c.Profile == "ims" {
+		agw := h.file.IMSAGW.Access
+		open = append(open, peerpolicy.Range{Prefix: host(agw.Public()), MinPort: agw.Ports.First, MaxPort: agw.Ports.Last})
+	}
+	for _, r := range c.Open {
+		open = append(open, peerpolicy.Range{Prefix: r.Prefix, MinPort: r.Ports.First, MaxPort: r.Ports.Last})
+	}
+	peers := peerpolicy.IMS(open...)
+	if c.Profile == "general" {
+		peers = peerpolicy.General(open...)
+	}
+	t = turn.Tenant{
+		Name: c.Name, Peers: peers,
+		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
+		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota, QuotaTenant: c.QuotaTotal,
+		Rate: c.Rates.Allocation, RatePseudonym: c.Rates.Pseudonym, RateTenant: c.Rates.Total,
+	}
+	if c.Users != "" {
+		users, err := keyring.OpenUsers(c.Users, c.Name)
+		if err != nil {
+			return t, err
+		}
+		t.Users = users
+	}
+	return t, nil
+}
+
+func relays(sides []config.Side) (out []turn.Relay) {
+	for _, s := range sides {
+		out = append(out, turn.Relay{Bind: s.Bind.Addr, Advertise: s.Public(), MinPort: s.Ports.First, MaxPort: s.Ports.Last})
+	}
+	return out
+}

@@ -1,0 +1,102 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Rates bound relayed payload, both directions together, in bits a second; 0 = no bound.
+type Rates struct {
+	Allocation int64 `yaml:"allocation"`
+	Pseudonym  int64 `yaml:"pseudonym"`
+	Total      int64 `yaml:"total"`
+}
+
+// Tenant is an entry of turn.tenants.
+type Tenant struct {
+	Name        string     `yaml:"name"`
+	Listen      []AddrPort `yaml:"listen"`
+	ServerNames []string   `yaml:"server_names"`
+	Keys        string     `yaml:"keys"`
+	Secrets     string     `yaml:"secrets"`
+	Users       string     `yaml:"users"`
+	Profile     string     `yaml:"profile"`
+	Open        []Range    `yaml:"open"`
+	Credentials string     `yaml:"credentials"`
+	GraceMax    Duration   `yaml:"grace_max"`
+	Quota       int        `yaml:"quota"`
+	QuotaTotal  int        `yaml:"quota_total"`
+	Rates       Rates      `yaml:"rates"`
+}
+
+// First is the section turn as a tenant: the one that clients get who choose none.
+func (t TURN) First() Tenant {
+	return Tenant{
+		Name: t.Name, Keys: t.Keys, Secrets: t.Secrets, Users: t.Users, Profile: t.Profile, Open: t.Open, Credentials: t.Credentials, GraceMax: t.GraceMax,
+		Quota: t.Quota, QuotaTotal: t.QuotaTotal, Rates: t.Rates,
+	}
+}
+
+// Others are the entries of tenants. What one leaves out is as in the section turn, but for what is
+// its own: names, files, open, quota_total and rates.
+func (t TURN) Others() (out []Tenant) {
+	for _, o := range t.Tenants {
+		if o.Profile == "" {
+			o.Profile = t.Profile
+		}
+		if o.Credentials == "" {
+			o.Credentials = t.Credentials
+		}
+		if o.GraceMax == 0 {
+			o.GraceMax = t.GraceMax
+		}
+		if o.Quota == 0 {
+			o.Quota = t.Quota
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// check says what is wrong with a tenant whose keys begin with prefix.
+func (t Tenant) check(prefix string) error {
+	return errors.Join(
+		when(!isName(t.Name, 127, ".-"), "%s.name: %q is not a name in lower case of at most 127 characters", prefix, t.Name),
+		when(t.Profile != "ims" && t.Profile != "general", "%s.profile: want ims or general, not %q", prefix, t.Profile),
+		when(!slices.Contains([]string{"session", "call-grace", "strict"}, t.Credentials), "%s.credentials: want session, call-grace or strict, not %q", prefix, t.Credentials),
+		when(t.Quota < 1 || t.Quota > 10000, "%s.quota: want 1 to 10000, not %d", prefix, t.Quota),
+		when(t.QuotaTotal < 0, "%s.quota_total: want 0 or more, not %d", prefix, t.QuotaTotal),
+		when(t.Rates.Allocation < 0 || t.Rates.Pseudonym < 0 || t.Rates.Total < 0, "%s.rates: want bits a second, 0 = no bound, not less", prefix),
+	)
+}
+
+func (t TURN) checkTenants() error {
+	errs := []error{t.First().check("turn"), when(len(t.Tenants) > 1024, "turn.tenants: %d tenants, at most 1024", len(t.Tenants))}
+	names, listeners, servers := map[string]bool{t.Name: true}, map[AddrPort]bool{}, map[string]bool{}
+	for i, o := range t.Others() {
+		key := fmt.Sprintf("turn.tenants[%d]", i)
+		errs = append(errs, o.check(key), when(names[o.Name], "%s.name: %q is another tenant's", key, o.Name))
+		names[o.Name] = true
+		for j, a := range o.Listen {
+			errs = append(errs,
+				when(!slices.Contains(t.Listen, a) && !slices.Contains(t.ListenTCP, a), "%s.listen[%d]: %v is neither in turn.listen nor in turn.listen_tcp", key, j, a),
+				when(listeners[a], "%s.listen[%d]: %v is another tenant's", key, j, a))
+			listeners[a] = true
+		}
+		for j, n := range o.ServerNames {
+			errs = append(errs,
+				when(!isName(n, 253, ".-"), "%s.server_names[%d]: %q is not a name in lower case", key, j, n),
+				when(servers[n], "%s.server_names[%d]: %q is another tenant's", key, j, n))
+			servers[n] = true
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// File is the name, in the data folder, of a tenant's own file that is not configured.
+func (t Tenant) File(base string) string {
+	before, after, _ := strings.Cut(base, ".")
+	return before + "-" + t.Name + "." + after
+}

@@ -1,0 +1,155 @@
+package core
+
+import (
+	"crypto/sha256"
+	"time"
+
+	"wicgate/internal/peerpolicy"
+	"wicgate/internal/secret"
+	"wicgate/internal/wire/stun"
+)
+
+// Tenant is one TURN server name, with what is its own. A server can hold several: the listener says
+// which, or the name in TLS, or on a listener of all the kid of the token.
+type Tenant struct {
+	Name   string // REALM, THIRD-PARTY-AUTHORIZATION, and associated data of tokens
+	Keys   Keys
+	Peers  peerpolicy.Policy // with own listeners and relays added
+	Policy CredentialPolicy
+	// GraceMax is ignored under Strict.
+	GraceMax time.Duration
+
+	// Secrets returns those of ephemeral credentials, newest first; nil = none are taken.
+	Secrets func() []secret.Bytes
+	// Pushed returns the credential of that USERNAME that the eP-CSCF has told us; nil = none are taken.
+	Pushed func(username string) (Pushed, bool)
+	// Users are the static ones; nil = none.
+	Users Users
+	// NoAccessToken switches RFC 7635's own shape off: no THIRD-PARTY-AUTHORIZATION, and
+	// ACCESS-TOKEN is an unknown attribute.
+	NoAccessToken bool
+
+	Quota       int // allocations per pseudonym
+	QuotaTenant int // of all its pseudonyms together
+	// Rates bound the relayed payload of both directions together, in bits a second; what is beyond is
+	// dropped. Zeros = no bound.
+	Rate, RatePseudonym, RateTenant int64
+}
+
+// Users are static users, of whom keys are kept and no passwords (RFC 8656 §6); *keyring.Users is one.
+type Users interface {
+	// Key returns the key of username made with alg.
+	Key(username string, alg stun.Algorithm) (secret.Bytes, bool)
+	// Userhash returns whose USERHASH h is (RFC 8489 §14.4).
+	Userhash(h [sha256.Size]byte) (username string, ok bool)
+	// SHA256 reports whether each user has a key made with SHA-256, so that it can be offered.
+	SHA256() bool
+}
+
+// Pushed is a credential that the eP-CSCF has told the TURN server (TR 33.872 6.3.3, approach 2).
+type Pushed struct {
+	Password  secret.Bytes
+	Pseudonym string
+	Ends      time.Time
+}
+
+// tenant is a Tenant and what is counted of it.
+type tenant struct {
+	Tenant
+	owners      map[string]*owner
+	allocations int
+	meter       meter
+}
+
+// owner is a pseudonym that has allocations.
+type owner struct {
+	allocations []*allocation
+	meter       meter
+}
+
+func newTenant(t Tenant) *tenant {
+	return &tenant{Tenant: t, owners: map[string]*owner{}, meter: newMeter(t.RateTenant)}
+}
+
+// features are what a challenge of t announces. Static users alone have names that hide and keys that
+// no token makes stronger.
+func (t *tenant) features() stun.Features {
+	switch {
+	case t.Users == nil:
+		return 0
+	case t.Users.SHA256():
+		return stun.PasswordAlgorithms | stun.UsernameAnonymity
+	}
+	return stun.UsernameAnonymity
+}
+
+// challenger returns the tenant that a client on t is challenged by: the one chosen, or the first.
+func (c *Core) challenger(t Tuple) *tenant {
+	if t.Tenant == 0 || int(t.Tenant) > len(c.tenants) {
+		return c.tenants[0]
+	}
+	return c.tenants[t.Tenant-1]
+}
+
+// add enters a into its tenant's books, and remove takes it out.
+func (t *tenant) add(a *allocation) {
+	o := t.owners[a.owner]
+	if o == nil {
+		o = &owner{meter: newMeter(t.RatePseudonym)}
+		t.owners[a.owner] = o
+	}
+	o.allocations = append(o.allocations, a)
+	t.allocations++
+	a.books, a.meter = o, newMeter(t.Rate)
+}
+
+func (t *tenant) remove(a *allocation) {
+	rest := a.books.allocations
+	for i, o := range rest {
+		if o == a {
+			rest[i] = rest[len(rest)-1]
+			rest[len(rest)-1] = nil
+			a.books.allocations = rest[:len(rest)-1]
+			t.allocations--
+			break
+		}
+	}
+	if len(a.books.allocations) == 0 {
+		delete(t.owners, a.owner)
+	}
+}
+
+// within draws n bytes on the rates of a, its pseudonym and its tenant, from all or from none.
+func (a *allocation) within(now time.Time, n int) bool {
+	three := [3]*meter{&a.meter, &a.books.meter, &a.cur.tenant.meter}
+	for _, m := range three {
+		if !m.has(now, n) {
+			return false
+		}
+	}
+	for _, m := range three {
+		m.left -= float64(n)
+	}
+	return true
+}
+
+// meter is a bucket that a second fills. The zero meter bounds nothing.
+type meter struct {
+	rate, left float64 // bytes a second; bytes
+	last       time.Time
+}
+
+func newMeter(bits int64) meter { return meter{rate: float64(bits) / 8, left: float64(bits) / 8} }
+
+func (m *meter) has(now time.Time, n int) bool {
+	if m.rate == 0 {
+		return true
+	}
+	if d := now.Sub(m.last); d > 0 {
+		if !m.last.IsZero() {
+			m.left = min(m.rate, m.left+m.rate*d.Seconds())
+		}
+		m.last = now
+	}
+	return m.left >= float64(n) || m.left >= m.rate // one packet may be larger than the bucket
+}
