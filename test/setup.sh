@@ -27,6 +27,7 @@ want turnutils_uclient coturn
 want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
+want sqlite3 sqlite3
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
 		echo "setup: run as root: apt-get install ${need[*]}" >&2

@@ -73,12 +73,17 @@ func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byt
 	}
 	w.act(&w.out)
 	if m := w.out.Method; m == stun.Allocate || m == stun.Refresh {
-		select {
-		case s.kick <- struct{}{}:
-		default: // it is awake already
-		}
+		s.wakeTimer()
 	}
 	return holds
+}
+
+// wakeTimer tells that a deadline may have come nearer.
+func (s *Server) wakeTimer() {
+	select {
+	case s.kick <- struct{}{}:
+	default: // it is awake already
+	}
 }
 
 // act does what the core asks for.
@@ -103,6 +108,15 @@ func (w *worker) act(out *core.Outbox) {
 			w.open(a)
 		case core.Close:
 			s.close(a)
+		case core.Dial:
+			do := *a
+			s.relays.Go(func() { s.dial(do) })
+		case core.Splice:
+			if c := s.streams.get(a.Tuple); c != nil {
+				c.peer, c.peerID = a.Relay.(*net.TCPConn), a.Conn // its own goroutine is here, and goes on with it
+			}
+		case core.CloseConn:
+			_ = a.Relay.(*net.TCPConn).Close() // nobody reads it any more
 		}
 	}
 }
@@ -115,16 +129,25 @@ type relay struct {
 	port uint16
 }
 
-// socket is r as the core knows it.
-func (r *relay) socket() core.Socket {
-	local := r.pool.Bind
+// relaySocket is a relay or a tcpRelay.
+type relaySocket interface {
+	own(id core.ID) // notes whose it is
+	close()         // closes it and frees its port
+	serve(s *Server)
+}
+
+func (r *relay) own(id core.ID) { r.id = id }
+
+// socket is a relay socket as the core knows it.
+func (p *pool) socket(r relaySocket, port uint16) core.Socket {
+	local := p.Bind
 	switch {
 	case local == netip.IPv4Unspecified():
 		local = loopback4
 	case local == netip.IPv6Unspecified():
 		local = netip.IPv6Loopback()
 	}
-	return core.Socket{Relay: r, Relayed: netip.AddrPortFrom(r.pool.Advertise, r.port), Local: netip.AddrPortFrom(local, r.port)}
+	return core.Socket{Relay: r, Relayed: netip.AddrPortFrom(p.Advertise, port), Local: netip.AddrPortFrom(local, port)}
 }
 
 var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -146,42 +169,78 @@ func family(a netip.Addr) int {
 // open opens the relay sockets for a and tells the core.
 func (w *worker) open(a *core.Action) {
 	s := w.s
-	var opened []*relay
+	var opened []relaySocket
 	var got core.Sockets
 	for f := range got.Family {
 		if a.Families&(1<<f) == 0 {
 			continue
 		}
-		var next *relay
 		var err error
-		r, held := a.Relay.(*relay)
-		if !held {
-			r, next, err = s.openRelay(f, a.Even, a.Next)
+		if r, held := a.Relay.(*relay); held {
+			got.Family[f] = r.pool.socket(r, r.port)
+		} else if a.TCP {
+			got.Family[f], err = s.openTCPRelay(f)
+		} else {
+			got.Family[f], got.Next, err = s.openRelay(f, a.Even, a.Next) // nobody reads the second until it is an allocation's
 		}
 		if err != nil {
 			s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "family", []string{"IPv4", "IPv6"}[f], "error", err)
 			continue
 		}
-		r.id = a.ID
-		got.Family[f] = r.socket()
+		r := got.Family[f].Relay.(relaySocket)
+		r.own(a.ID)
 		opened = append(opened, r)
-		if next != nil {
-			got.Next = next.socket() // nobody reads it until it is an allocation's
-		}
 		s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", got.Family[f].Relayed)
 	}
 	s.mu.Lock()
 	s.core.Opened(time.Now(), a.ID, got, &w.opened)
 	s.mu.Unlock()
 	for _, r := range opened {
-		s.relays.Go(func() { s.serveRelay(r) })
+		s.relays.Go(func() { r.serve(s) })
 	}
 	w.act(&w.opened)
 }
 
-// openRelay opens a socket on a free port of a relay address of family f, both chosen at random (RFC
-// 8656 §7.2, RFC 6056; CVE-2025-69217), and one on the next port if that is asked for too.
-func (s *Server) openRelay(f int, even, pair bool) (r, next *relay, err error) {
+// openRelay opens a socket on a free port of a relay address of family f, and one on the next port if that
+// is asked for too.
+func (s *Server) openRelay(f int, even, pair bool) (got, next core.Socket, err error) {
+	err = s.onPort(f, even, pair, func(p *pool, port uint16) error {
+		r, err := p.open(port)
+		if !pair {
+			if err == nil {
+				got = p.socket(r, port)
+			}
+			return err
+		}
+		n, err2 := p.open(port + 1)
+		switch {
+		case err == nil && err2 == nil:
+			got, next = p.socket(r, port), p.socket(n, port+1)
+		case err == nil:
+			r.close()
+		case err2 == nil:
+			n.close()
+		}
+		return errors.Join(err, err2)
+	})
+	return got, next, err
+}
+
+// openTCPRelay is openRelay for TCP.
+func (s *Server) openTCPRelay(f int) (got core.Socket, err error) {
+	err = s.onPort(f, false, false, func(p *pool, port uint16) error {
+		r, err := p.openTCP(port)
+		if err == nil {
+			got = p.socket(r, port)
+		}
+		return err
+	})
+	return got, err
+}
+
+// onPort calls open with a free port of a relay address of family f, both chosen at random (RFC 8656 §7.2,
+// RFC 6056; CVE-2025-69217), until it succeeds. A pair is that port and the next.
+func (s *Server) onPort(f int, even, pair bool, open func(p *pool, port uint16) error) error {
 	var last error
 	pools := s.pools[f]
 	for range bindTries {
@@ -192,24 +251,13 @@ func (s *Server) openRelay(f int, even, pair bool) (r, next *relay, err error) {
 			port, ok = p.take(even, pair)
 		}
 		if !ok {
-			return nil, nil, errors.New("no relay port is free on any address of this family; widen the ports in turn.relay, or add an address")
+			return errors.New("no relay port is free on any address of this family; widen the ports in turn.relay, or add an address")
 		}
-		r, err := p.open(port)
-		if pair {
-			var err2 error
-			if next, err2 = p.open(port + 1); err == nil && err2 != nil {
-				r.close()
-			} else if err != nil && err2 == nil {
-				next.close()
-			}
-			err = errors.Join(err, err2)
+		if last = open(p, port); last == nil {
+			return nil
 		}
-		if err == nil {
-			return r, next, nil
-		}
-		last = err
 	}
-	return nil, nil, fmt.Errorf("%d relay ports tried, the last said: %w; see whether each bind in turn.relay is an address of this machine and who else uses its ports", bindTries, last)
+	return fmt.Errorf("%d relay ports tried, the last said: %w; see whether each bind in turn.relay is an address of this machine and who else uses its ports", bindTries, last)
 }
 
 // open opens the socket on a port that was taken, or gives the port back.
@@ -227,8 +275,8 @@ func (p *pool) open(port uint16) (*relay, error) {
 	return &relay{conn: c, pool: p, port: port}, nil
 }
 
-// serveRelay reads a relay socket until it is closed.
-func (s *Server) serveRelay(r *relay) {
+// serve reads a relay socket until it is closed.
+func (r *relay) serve(s *Server) {
 	s.serve(r.conn, "peers", reader{
 		take: func() *desk { return s.desks.take(s) },
 		give: s.desks.give,
@@ -258,7 +306,7 @@ func (s *Server) serveRelay(r *relay) {
 
 // close closes a relay socket, frees its port, and logs the allocation's end.
 func (s *Server) close(a *core.Action) {
-	a.Relay.(*relay).close()
+	a.Relay.(relaySocket).close()
 	if e := a.Ended; e != nil {
 		s.log.Info("turn: allocation ended", "cause", e.Cause.String(), "pseudonym", e.Owner, "client", e.Tuple.Client, "relayed", e.Relayed,
 			"age", e.Age.Round(time.Millisecond), "to_peer_packets", e.Traffic.SentPackets, "to_peer_bytes", e.Traffic.SentBytes,

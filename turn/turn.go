@@ -107,6 +107,10 @@ type Config struct {
 	// NATDiscovery answers RFC 5780's questions on four of Listen: two addresses with the same two ports.
 	// NATReflect takes RESPONSE-PORT and PADDING too, which others can misuse.
 	NATDiscovery, NATReflect bool
+	// Mobility lets clients take their allocations along to another address (RFC 8016).
+	Mobility bool
+	// TCPRelay lets clients on TCP and TLS have relays on TCP (RFC 6062).
+	TCPRelay bool
 
 	// Replies to one source address that has not shown a valid nonce: at once, and a second.
 	// Zeros mean 100 and 20.
@@ -136,6 +140,9 @@ type Server struct {
 
 	chosen choices
 
+	serving   context.Context // until it closes its sockets
+	stopServe context.CancelFunc
+
 	mu   sync.Mutex // guards core
 	core *core.Core
 }
@@ -146,6 +153,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
+	s.serving, s.stopServe = context.WithCancel(context.Background())
 	for _, a := range cfg.Listen {
 		c, err := listen.UDP("turn.listen", a)
 		if err != nil {
@@ -173,7 +181,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	c := core.Config{
-		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat,
+		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}
@@ -286,7 +294,7 @@ func (s *Server) ownPeers() error {
 		}
 	}
 	var listeners []netip.AddrPort
-	for _, a := range s.Addrs() {
+	for _, a := range slices.Concat(s.Addrs(), s.TCPAddrs()) {
 		if !a.Addr().IsUnspecified() {
 			listeners = append(listeners, a)
 			for _, o := range advertised { // ours as well behind a one-to-one NAT
@@ -329,6 +337,7 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 
 // Close closes the listening sockets and connections of a server that is not to be served. Serve closes them itself.
 func (s *Server) Close() error {
+	s.stopServe()
 	var errs []error
 	for _, c := range s.listeners {
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
@@ -364,6 +373,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.mu.Unlock()
 	w.act(&w.out)
 	s.stopping.Store(true)
+	s.stopServe()
 	closeErr := s.Close()
 	readers.Wait() // from here on no relay is opened
 	close(stop)

@@ -110,8 +110,9 @@ type house struct {
 
 	bus         *store.NATS
 	rings       *keyring.Ring
-	ca          *listen.CA   // nil where a certificate is configured
-	acme        *acme.Client // nil: certificates are not got by ACME
+	foreign     []*keyring.Ring // of TURN servers elsewhere, plain, see openKeys
+	ca          *listen.CA      // nil where a certificate is configured
+	acme        *acme.Client    // nil: certificates are not got by ACME
 	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client      *http.Client
 	users       []waf.User // demo users, where there are any
@@ -182,11 +183,6 @@ func (h *house) openBus(*http.ServeMux) (err error) {
 	if err == nil {
 		h.closers = append(h.closers, h.bus.Close)
 	}
-	return err
-}
-
-func (h *house) openKeys(*http.ServeMux) (err error) {
-	h.rings, err = keyring.OpenFile(h.path(h.file.TURN.Keys, "turn-keys.json"), h.file.TURN.Name)
 	return err
 }
 
@@ -351,7 +347,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 	}
 	w, err := waf.New(waf.Config{
 		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus, News: h.news.issuer, EdgeCredentialLife: time.Duration(f.EPCSCF.TURNCredentialLife),
-		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
+		Rings: append([]*keyring.Ring{h.rings}, h.foreign...), TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
 		Clients:        clients,
 		Guests:         f.WAF.Guests, GuestLife: time.Duration(f.WAF.GuestLife),
@@ -364,7 +360,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 	mux.Handle("/.well-known/oauth-authorization-server", w.Handler())
 	h.operator.waf = w
 	h.add("waf", w.Serve, func() any { return w.Stats() })
-	return nil
+	return h.stunKey()
 }
 
 func (h *house) epcscf(mux *http.ServeMux) error {
@@ -392,7 +388,7 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
 		Guests:  epcscf.GuestConfig{Destinations: destinations, Calls: c.Guests.Calls, Rate: c.Guests.Rate, Duration: time.Duration(c.Guests.Duration)},
-		TURN:    epcscf.TURNConfig{Secret: secrets[0], URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife)},
+		TURN:    epcscf.TURNConfig{Secret: secrets[0], URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife), SHA256: c.TURNCredentialMAC == "sha256"},
 		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {

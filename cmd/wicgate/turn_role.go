@@ -21,7 +21,9 @@ func (h *house) turn(*http.ServeMux) error {
 	if err != nil {
 		return err
 	}
-	first.Keys = h.rings
+	if first.Keys, err = h.pulled(c.First(), h.rings); err != nil {
+		return err
+	}
 	secrets, err := h.secrets()
 	if err != nil {
 		return err
@@ -35,7 +37,11 @@ func (h *house) turn(*http.ServeMux) error {
 		if err != nil {
 			return err
 		}
-		if t.Keys, err = keyring.OpenFile(h.path(o.Keys, o.File("turn-keys.json")), o.Name); err != nil {
+		ring, err := h.openRing(o, o.File)
+		if err != nil {
+			return err
+		}
+		if t.Keys, err = h.pulled(o, ring); err != nil {
 			return err
 		}
 		if o.Secrets != "" {
@@ -57,7 +63,7 @@ func (h *house) turn(*http.ServeMux) error {
 		Tenant: first, Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
-		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
+		TCPRelay: c.TCPRelay, Mobility: c.Mobility, ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
 	if err != nil {
 		return err
@@ -89,6 +95,7 @@ func (h *house) tenant(c config.Tenant) (t turn.Tenant, err error) {
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota, QuotaTenant: c.QuotaTotal,
 		Rate: c.Rates.Allocation, RatePseudonym: c.Rates.Pseudonym, RateTenant: c.Rates.Total,
+		OAuthLoose: h.file.TURN.OAuth.Loose, OAuthMAC16: h.file.TURN.OAuth.MAC16,
 	}
 	if c.Users != "" {
 		users, err := keyring.OpenUsers(c.Users, c.Name)

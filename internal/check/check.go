@@ -199,16 +199,7 @@ func (c *checker) covers(leaf *x509.Certificate, key, host string) {
 // files looks at the secrets that are there. What is not is made at the start, in the data folder.
 func (c *checker) files() {
 	if c.has("waf", "turn") {
-		name := c.path(c.File.TURN.Keys, "turn-keys.json")
-		if _, err := os.Lstat(name); err == nil { // only then does OpenFile not make one
-			if _, err := keyring.OpenFile(name, c.File.TURN.Name); err != nil {
-				c.fails("turn.keys", err)
-			} else {
-				c.ok("keys of TURN server %s: %s", c.File.TURN.Name, name)
-			}
-		} else if c.File.TURN.Keys != "" {
-			c.willMake("turn.keys", name)
-		}
+		c.keys()
 	}
 	if c.has("waf") {
 		name := c.path(c.File.WAF.SigningKey, "waf-key.pem")
@@ -385,6 +376,7 @@ func (c *checker) sockets() {
 		tcp(c.has("turn"), fmt.Sprintf("turn.listen_tcp[%d]", i), a.AddrPort)
 	}
 	tcp(c.has("waf", "wwsf", "epcscf"), "https.listen", f.HTTPS.Listen.AddrPort)
+	tcp(c.has("waf") && f.WAF.STUNKey.Listen.IsValid(), "waf.stun_key.listen", f.WAF.STUNKey.Listen.AddrPort)
 	tcp(c.has("epcscf"), "epcscf.listen", f.EPCSCF.Listen.AddrPort)
 	tcp(c.has("democore"), "democore.listen", f.DemoCore.Listen.AddrPort)
 	tcp(f.HTTPS.ACME.On() && f.HTTPS.ACME.HTTP.IsValid(), "https.acme.http", f.HTTPS.ACME.HTTP.AddrPort)

@@ -18,6 +18,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
+
+	rfc7635 "wicgate/internal/token"
 )
 
 // File is wicgate.yaml; what each key means stands there.
@@ -92,10 +94,34 @@ type TURN struct {
 	Secrets     string     `yaml:"secrets"`
 	Users       string     `yaml:"users"`
 	Blind       string     `yaml:"blind"`
+	OAuth       OAuth      `yaml:"oauth"`
+	KeyPull     KeyPull    `yaml:"key_pull"`
 
 	ChannelNumbers string   `yaml:"channel_numbers"`
 	NATDiscovery   string   `yaml:"nat_discovery"`
+	TCPRelay       bool     `yaml:"tcp_relay"`
+	Mobility       bool     `yaml:"mobility"`
 	Tenants        []Tenant `yaml:"tenants"`
+}
+
+// OAuth is how tokens of RFC 7635 are taken.
+type OAuth struct {
+	KIDMode string   `yaml:"kid_mode"`
+	Enc     string   `yaml:"enc"`
+	KeyLife Duration `yaml:"key_life"`
+	Loose   bool     `yaml:"loose"`
+	MAC16   bool     `yaml:"mac16"`
+}
+
+// Format is Enc.
+func (o OAuth) Format() (rfc7635.Format, bool) { return rfc7635.ParseFormat(o.Enc) }
+
+// KeyPull is where a TURN server gets its plain keys.
+type KeyPull struct {
+	URL         string `yaml:"url"`
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
 }
 
 // Side is an address with its range of ports.
@@ -120,6 +146,14 @@ type WAF struct {
 	SigningKey    string   `yaml:"signing_key"`
 	Guests        int      `yaml:"guests"`
 	GuestLife     Duration `yaml:"guest_life"`
+	STUNKey       STUNKey  `yaml:"stun_key"`
+}
+
+// STUNKey is how TURN servers get their plain keys.
+type STUNKey struct {
+	Listen   AddrPort `yaml:"listen"`
+	ClientCA string   `yaml:"client_ca"`
+	Servers  []string `yaml:"servers"`
 }
 
 // WWSF is the section wwsf.
@@ -140,6 +174,7 @@ type EPCSCF struct {
 
 	Guests             Guests   `yaml:"guests"`
 	TURNCredentialLife Duration `yaml:"turn_credential_life"`
+	TURNCredentialMAC  string   `yaml:"turn_credential_mac"`
 }
 
 // Guests is what guests may do.
@@ -183,13 +218,14 @@ func Default() *File {
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
+			OAuth:          OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)},
 			ChannelNumbers: "rfc8656", NATDiscovery: "off", Tenants: []Tenant{}},
-		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
+		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute), STUNKey: STUNKey{Servers: []string{}}},
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
 			CorePeers: []Prefix{{netip.PrefixFrom(lo, 32)}}, CoreTrusted: true, VisitedNetwork: "webrtc.ims.test",
 			Guests:             Guests{Destinations: []string{"alice", "bob"}, Calls: 1, Rate: 6, Duration: Duration(30 * time.Minute)},
-			TURNCredentialLife: Duration(time.Hour)},
+			TURNCredentialLife: Duration(time.Hour), TURNCredentialMAC: "sha1"},
 		IMSAGW:   IMSAGW{Name: "agw1", Access: side(40000, 40999), Core: side(41000, 41999), MaxSessions: 1000},
 		DemoCore: DemoCore{Listen: on(5080), Users: []string{"alice", "bob"}},
 	}
@@ -458,7 +494,9 @@ func (f *File) check() error {
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
 		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
 		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
+		when(f.EPCSCF.TURNCredentialMAC != "sha1" && f.EPCSCF.TURNCredentialMAC != "sha256", "epcscf.turn_credential_mac: want sha1 or sha256, not %q", f.EPCSCF.TURNCredentialMAC),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
+		f.TURN.OAuth.check(), f.checkSTUNKey(),
 		when(!slices.Contains([]string{"off", "on", "reflect"}, f.TURN.NATDiscovery), "turn.nat_discovery: want off, on or reflect, not %q", f.TURN.NATDiscovery),
 		f.TURN.checkRelay(), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
@@ -473,6 +511,28 @@ func (f *File) check() error {
 		when(!f.DemoCore.Listen.Addr().IsLoopback(), "democore.listen: %v is not loopback; democore authenticates nobody, so it serves this machine alone", f.DemoCore.Listen),
 		demoUsers(f.DemoCore.Users),
 	)
+}
+
+func (o OAuth) check() error {
+	_, known := o.Format()
+	return errors.Join(
+		when(!known, "turn.oauth.enc: want %s, not %q", rfc7635.Formats, o.Enc),
+		when(o.KeyLife < Duration(time.Hour) || o.KeyLife > Duration(365*24*time.Hour), "turn.oauth.key_life: want 1h to 8760h, not %v", time.Duration(o.KeyLife)),
+	)
+}
+
+func (f *File) checkSTUNKey() error {
+	k := f.WAF.STUNKey
+	errs := []error{
+		when(k.Listen.IsValid() && k.ClientCA == "", "waf.stun_key.client_ca: must not be empty: keys are given to client certificates alone (RFC 7635 §4.1.1)"),
+		when(k.Listen.IsValid() && len(k.Servers) == 0, "waf.stun_key.servers: names nobody who may pull keys"),
+		when(len(k.Servers) > 64, "waf.stun_key.servers: %d servers, at most 64", len(k.Servers)),
+	}
+	for i, name := range k.Servers {
+		errs = append(errs, when(!isName(name, 127, ".-") || slices.Contains(k.Servers[:i], name), "waf.stun_key.servers: %q: want different names in lower case of at most 127 characters", name),
+			when(name == f.TURN.Name && !f.TURN.First().Plain(), "waf.stun_key.servers: %q has derived keys, whose masters leave no machine; set turn.oauth.kid_mode: plain", name))
+	}
+	return errors.Join(errs...)
 }
 
 // needed refuses empty addresses where there must be one.

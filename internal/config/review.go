@@ -180,6 +180,12 @@ func (r *review) turn() {
 			r.warn(fmt.Sprintf("turn.listen[%d]", i), "name the address that clients use", "%v: on a machine with several addresses, answers may leave from another than was asked", l)
 		}
 	}
+	if c.First().Plain() && c.Quota < 1000 {
+		r.warn("turn.quota", "set it to what all clients together may have", "with turn.oauth.kid_mode plain it counts all tokens of one kid together, and %d are soon used up", c.Quota)
+	}
+	if c.OAuth.Loose {
+		r.warn("turn.oauth.loose", "set it to false unless clients are coturn's", "who sends from a client's address, as behind one NAT, and has any token takes its allocation over")
+	}
 	if c.Credentials == "strict" && r.Line("turn.grace_max") != 0 {
 		r.warn("turn.grace_max", "take it out, or choose turn.credentials: call-grace", "has no effect with turn.credentials: strict")
 	}
@@ -313,7 +319,7 @@ func (r *review) ports() {
 	for _, tcp := range []struct {
 		role, key string
 		addr      AddrPort
-	}{{"epcscf", "epcscf.listen", r.EPCSCF.Listen}, {"democore", "democore.listen", r.DemoCore.Listen}, {"", "admin.listen", r.Admin.Listen}} {
+	}{{"epcscf", "epcscf.listen", r.EPCSCF.Listen}, {"democore", "democore.listen", r.DemoCore.Listen}, {"waf", "waf.stun_key.listen", r.WAF.STUNKey.Listen}, {"", "admin.listen", r.Admin.Listen}} {
 		if (tcp.role == "" || r.has(tcp.role)) && tcp.addr.IsValid() && tcp.addr == r.HTTPS.Listen && tcp.addr.Port() != 0 {
 			r.error(tcp.key, "choose another port", "%v is https.listen already", tcp.addr)
 		}

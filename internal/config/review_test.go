@@ -48,6 +48,9 @@ func TestReview(t *testing.T) {
 		{"the second", open + "\n  open: [\n  '203.0.113.0/28 40000-40999',\n  '127.0.0.0/8 1-2']}\n", "error wicgate.yaml:4: turn.open[1]: 127.0.0.0/8"},
 
 		// TURN.
+		{"plain quota", "turn: {oauth: {kid_mode: plain}}\n", "warning turn.quota: with turn.oauth.kid_mode plain it counts all tokens of one kid together, and 32 are soon used up"},
+		{"loose", "turn: {quota: 2000, oauth: {kid_mode: plain, loose: true}}\n", "warning wicgate.yaml:1: turn.oauth.loose: who sends from a client's address"},
+		{"stun key on the web's port", "waf: {stun_key: {listen: '127.0.0.1:8443', client_ca: a, servers: [a.test]}}\n", "error wicgate.yaml:1: waf.stun_key.listen: 127.0.0.1:8443 is https.listen already"},
 		{"quota", "turn: {quota: 33, relay: [{bind: 127.0.0.1, ports: 50000-50015}, {bind: '::1', ports: 50000-50015}]}\n", "error wicgate.yaml:1: turn.quota: one pseudonym may have 33 allocations, and turn.relay holds 32 in all"},
 		{"wildcard", "turn: {listen: ['0.0.0.0:3478'], relay: [{bind: 198.51.100.1}]}\n", "warning wicgate.yaml:1: turn.listen[0]: 0.0.0.0:3478: on a machine with several addresses"},
 		{"relay on loopback", "turn:\n  listen: ['198.51.100.1:3478']\n", "error turn.relay[0].bind: clients elsewhere are given relayed addresses on 127.0.0.1"},

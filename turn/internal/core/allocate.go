@@ -24,11 +24,17 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		return // still opening: the answer is on its way
 	}
 	// 3. REQUESTED-TRANSPORT.
-	if proto, err := stun.ParseByte(r.transport); err != nil {
+	proto, err := stun.ParseByte(r.transport)
+	tcp := proto == stun.ProtocolTCP && c.cfg.TCPRelay
+	switch {
+	case err != nil:
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
-	} else if proto != stun.ProtocolUDP {
+	case proto != stun.ProtocolUDP && !tcp:
 		c.fail(r, out, 442, CauseTransport, nil)
+		return
+	case tcp && (r.tuple.Transport != stun.ProtocolTCP || r.evenPort != nil || r.reservation != nil): // RFC 6062 §5.1
+		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
 	// 4. DONT-FRAGMENT is an unknown attribute here and has been answered with 420.
@@ -98,6 +104,14 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
+	if r.ticket != nil && (len(r.ticket) > 0 || tcp) { // RFC 8016 §3.1.2
+		c.fail(r, out, 400, CauseBadRequest, nil)
+		return
+	}
+	if r.ticket != nil && !c.cfg.Mobility {
+		c.fail(r, out, 405, CauseMobility, nil)
+		return
+	}
 	// 10. Quota, by the pseudonym and not by USERNAME, of which each token is a new one.
 	more := 1
 	switch {
@@ -132,14 +146,17 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	c.lastID++
 	a = &allocation{
-		id: c.lastID, tuple: r.tuple, families: families, next: next, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
+		id: c.lastID, tuple: r.tuple, tcp: tcp, families: families, next: next, owner: r.cred.owner, created: create, cur: r.cred, extended: extended,
 		born: r.now, expires: r.now.Add(min(openTimeout, create.lifetime)),
+	}
+	if r.ticket != nil {
+		a.mobile = &mobility{}
 	}
 	c.tuples[a.tuple] = a
 	c.ids[a.id] = a
 	r.tenant.add(a)
 	heap.Push(&c.queue, a)
-	do := Action{Kind: Open, ID: a.id, Families: families, Even: even, Next: next, Tuple: a.tuple}
+	do := Action{Kind: Open, ID: a.id, Families: families, TCP: tcp, Even: even, Next: next, Tuple: a.tuple}
 	if redeemed >= 0 {
 		do.Relay = c.reserved[redeemed].socket.Relay
 		c.reserved = slices.Delete(c.reserved, redeemed, redeemed+1)
@@ -199,6 +216,10 @@ func (c *Core) Opened(now time.Time, id ID, got Sockets, out *Outbox) {
 		token := c.reserve(got.Next, a, now)
 		a.created.reservation = token[:]
 	}
+	if a.mobile != nil {
+		c.newTicket(a)
+		a.created.ticket = slices.Clone(a.mobile.ticket[:])
+	}
 	c.stats.AllocationsTotal++
 	c.allocated(a, a.cur.key.Expose(), out)
 }
@@ -228,6 +249,9 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 	if a.created.reservation != nil {
 		m = stun.AppendAttr(m, stun.AttrReservationToken, a.created.reservation)
 	}
+	if a.created.ticket != nil {
+		m = stun.AppendAttr(m, stun.AttrMobilityTicket, a.created.ticket)
+	}
 	for i, code := range a.created.failed {
 		if code != 0 {
 			m = stun.AppendAddressErrorCode(m, byte(1+i), code)
@@ -239,23 +263,31 @@ func (c *Core) allocated(a *allocation, key []byte, out *Outbox) {
 
 // refresh handles an authenticated Refresh request of the allocation's owner (RFC 8656 §8.2).
 func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
+	if life, ok := c.refreshed(r, a, out); ok && life > 0 {
+		c.reply(r, out, stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, uint32(life/time.Second)))
+	}
+}
+
+// refreshed refreshes a and returns its new lifetime. Of a refusal, and of a deletion, which is life 0, the
+// client has been told.
+func (c *Core) refreshed(r *request, a *allocation, out *Outbox) (life time.Duration, ok bool) {
 	scope := a.halves[:]
 	if r.family != nil {
 		want, err := stun.ParseByte(r.family)
 		if err != nil {
 			c.fail(r, out, 400, CauseBadRequest, nil)
-			return
+			return 0, false
 		}
 		if want != stun.FamilyIPv4 && want != stun.FamilyIPv6 || !a.halves[want-1].open() {
 			c.fail(r, out, 443, CauseFamily, nil)
-			return
+			return 0, false
 		}
 		scope = a.halves[want-1 : want]
 	}
 	want, ok := seconds(r.lifetime)
 	if r.lifetime != nil && !ok {
 		c.fail(r, out, 400, CauseBadRequest, nil)
-		return
+		return 0, false
 	}
 	if ok && want == 0 {
 		m := stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, 0)
@@ -266,7 +298,7 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 		} else {
 			c.end(a, r.now, EndDeleted, out)
 		}
-		return
+		return 0, true
 	}
 	// A token that is not the allocation's yet, of the same pseudonym (else 441, before): it takes
 	// over, and the answer is under its key (RFC 7635 §9).
@@ -275,12 +307,12 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 	if renewed {
 		cred = r.cred
 	}
-	life := c.grant(r.lifetime, cred, a.extended, r.now)
+	life = c.grant(r.lifetime, cred, a.extended, r.now)
 	if life <= 0 {
 		// The end that the policy allows has come. The sweep is about to delete the allocation.
 		r.key = nil
 		c.fail(r, out, 401, CauseExpiredToken, nil)
-		return
+		return 0, false
 	}
 	if renewed {
 		a.old, a.oldUntil = a.cur, r.now.Add(OldKeyLife)
@@ -293,5 +325,5 @@ func (c *Core) refresh(r *request, a *allocation, out *Outbox) {
 	}
 	c.reschedule(a)
 	a.sweep(r.now)
-	c.reply(r, out, stun.AppendUint32(r.begin(out, stun.Success), stun.AttrLifetime, uint32(life/time.Second)))
+	return life, true
 }

@@ -23,6 +23,8 @@ type allocation struct {
 	id       ID
 	tuple    Tuple
 	state    state
+	tcp      bool      // RFC 6062: the relay sockets are TCP's
+	mobile   *mobility // nil = it cannot move
 	owner    string
 	books    *owner // the tenant's, of owner
 	families byte   // that Open asked for
@@ -43,6 +45,7 @@ type allocation struct {
 	permissions map[netip.Addr]time.Time // IP address -> expiry
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
+	conns       map[netip.AddrPort]*conn // of a TCP allocation, by peer
 	traffic     Traffic
 	meter       meter
 }
@@ -105,6 +108,7 @@ type answer struct {
 	fingerprint bool
 	counter     []byte // TRANSACTION_TRANSMIT_COUNTER of the answer, nil = none
 	reservation []byte // RESERVATION-TOKEN, nil = none
+	ticket      []byte // MOBILITY-TICKET, nil = none
 	failed      [2]int // by family, for ADDRESS-ERROR-CODE: why the one of two that was asked for is not given
 }
 

@@ -51,7 +51,8 @@ const (
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
 type Keys interface {
-	// Key returns the key and format of tokens under kid, and whose they are.
+	// Key returns the key and format of tokens under kid, and whose they are: "" where a kid names a
+	// key and nobody (RFC 7635 as it is printed), and stands for its owner itself.
 	Key(kid string) (key secret.Bytes, f token.Format, pseudonym string, ok bool)
 	// NonceSecrets returns the secrets of nonces, newest first.
 	NonceSecrets() []secret.Bytes
@@ -85,6 +86,8 @@ type Config struct {
 	// ChannelNumbers5766 takes the channel numbers up to 0x7FFF of RFC 5766 too.
 	ChannelNumbers5766 bool
 
+	TCPRelay     bool          // RFC 6062
+	Mobility     bool          // RFC 8016
 	NATDiscovery *NATDiscovery // nil = off
 
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
@@ -123,6 +126,9 @@ type Core struct {
 	reserved []reservation // oldest first; bounded
 	queue    expiryQueue
 	lastID   ID
+	tickets  map[ticket]*allocation
+	conns    map[Conn]*conn // of TCP allocations
+	waiting  []*conn        // for ConnectionBind, in the order of expiry; ended and bound ones too
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	swept    time.Time            // when living was last looked through for what is over
@@ -139,7 +145,7 @@ func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate), tenants: []*tenant{newTenant(cfg.Tenant)},
 		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, locals: map[netip.AddrPort]netip.AddrPort{},
-		living: map[string]time.Time{},
+		living: map[string]time.Time{}, conns: map[Conn]*conn{}, tickets: map[ticket]*allocation{},
 	}
 	for _, t := range cfg.Others {
 		c.tenants = append(c.tenants, newTenant(t))
@@ -187,6 +193,12 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	case stun.NewType(stun.Allocate, stun.Request), stun.NewType(stun.Refresh, stun.Request),
 		stun.NewType(stun.CreatePermission, stun.Request), stun.NewType(stun.ChannelBind, stun.Request):
 		c.request(r, out)
+	case stun.NewType(stun.Connect, stun.Request), stun.NewType(stun.ConnectionBind, stun.Request):
+		if !c.cfg.TCPRelay {
+			c.refuse(out, CauseMethod, nil)
+			return
+		}
+		c.request(r, out)
 	case stun.NewType(stun.Send, stun.Indication):
 		c.send(r, out)
 	case stun.NewType(stun.Binding, stun.Indication): // a keep-alive (RFC 8489 §7.3.2, ICE)
@@ -199,6 +211,17 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 // request handles the methods that need authentication.
 func (c *Core) request(r *request, out *Outbox) {
 	a := c.lookup(r.tuple, r.now, out)
+	var n *conn
+	if r.method == stun.ConnectionBind {
+		// It comes on a connection of its own, and is verified under the allocation's credential.
+		if n = c.bindable(r); n != nil {
+			a = n.a
+		}
+	}
+	byTicket := r.method == stun.Refresh && r.ticket != nil
+	if byTicket && c.cfg.Mobility {
+		a = c.ticketed(r, out)
+	}
 	if !c.authenticate(r, a, out) {
 		return
 	}
@@ -209,6 +232,14 @@ func (c *Core) request(r *request, out *Outbox) {
 	}
 	if r.method == stun.Allocate {
 		c.allocate(r, a, out)
+		return
+	}
+	if r.method == stun.ConnectionBind {
+		c.connectionBind(r, n, out)
+		return
+	}
+	if byTicket {
+		c.move(r, a, out)
 		return
 	}
 	// RFC 8656 §5: the 5-tuple must have an allocation, else 437, and it must be the client's who
@@ -225,6 +256,8 @@ func (c *Core) request(r *request, out *Outbox) {
 		c.fail(r, out, 441, CauseWrongCredentials, nil)
 	case r.method == stun.CreatePermission:
 		c.createPermission(r, a, out)
+	case r.method == stun.Connect:
+		c.connect(r, a, out)
 	default:
 		c.channelBind(r, a, out)
 	}
@@ -266,16 +299,22 @@ func (c *Core) NextTimeout() (at time.Time, ok bool) {
 	if len(c.reserved) > 0 && (!ok || c.reserved[0].expires.Before(at)) {
 		at, ok = c.reserved[0].expires, true
 	}
+	if n := c.nextWaiting(); n != nil && (!ok || n.expires.Before(at)) {
+		at, ok = n.expires, true
+	}
 	return at, ok
 }
 
-// Timeout ends the allocations and reservations whose time has come.
+// Timeout ends the allocations, reservations and waiting connections whose time has come.
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
 		c.expire(c.queue[0], now, out)
 	}
 	c.releaseExpired(now, out)
+	for n := c.nextWaiting(); n != nil && !now.Before(n.expires); n = c.nextWaiting() {
+		c.drop(n, true, out)
+	}
 }
 
 // Revoke ends all allocations of pseudonym and returns how many they were. It keeps nothing: that
@@ -314,10 +353,11 @@ func (c *Core) Recheck(now time.Time, out *Outbox) int {
 func (c *Core) Holds(t Tuple) bool { return c.tuples[t] != nil }
 
 // Disconnected tells that the connection t is gone. Its allocation ends with it: no other connection
-// can ever be of the same 5-tuple (RFC 8656 §3.2).
+// can ever be of the same 5-tuple (RFC 8656 §3.2). One with a ticket waits for its client for
+// [Unreachable].
 func (c *Core) Disconnected(now time.Time, t Tuple, out *Outbox) {
 	out.reset()
-	if a := c.tuples[t]; a != nil {
+	if a := c.tuples[t]; a != nil && !c.detach(a, t, now) {
 		c.end(a, now, EndDisconnected, out)
 	}
 }
@@ -389,7 +429,10 @@ func (c *Core) Allocations() int { return len(c.ids) }
 
 // end is the only exit of an allocation.
 func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
-	delete(c.tuples, a.tuple)
+	if c.tuples[a.tuple] == a { // it is not, where its connection is gone
+		delete(c.tuples, a.tuple)
+	}
+	c.forgetMobile(a)
 	delete(c.ids, a.id)
 	a.cur.tenant.remove(a)
 	heap.Remove(&c.queue, a.place)
@@ -417,6 +460,11 @@ func (c *Core) endHalf(a *allocation, h *half, e *Ended, out *Outbox) {
 		if a.half(ch.peer.Addr()) == h {
 			delete(a.channels, n)
 			delete(a.byPeer, ch.peer)
+		}
+	}
+	for peer, n := range a.conns {
+		if a.half(peer.Addr()) == h {
+			c.drop(n, true, out)
 		}
 	}
 	delete(c.relays, h.Relayed)

@@ -21,16 +21,26 @@ const (
 	Open
 	// Close: close the socket Relay and log Ended, unless it is nil.
 	Close
+	// Dial: connect from the address of the socket Relay to Peer, in DialTimeout, then call Connected
+	// with Conn.
+	Dial
+	// Splice: pass bytes between the client's connection Tuple, once what stands before in Actions has
+	// been sent on it, and the peer's connection Relay, asking Passed; then call Gone with Conn.
+	Splice
+	// CloseConn: close the peer's connection Relay.
+	CloseConn
 )
 
 // Action is one thing to do. Data is a view of the packet that was handed in or of the Outbox.
 type Action struct {
 	Kind       Kind
 	Families   byte // stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
+	TCP        bool // Open: TCP sockets that listen
 	Even, Next bool
 	ID         ID
+	Conn       Conn
 	Tuple      Tuple
-	Relay      any // what Opened was given
+	Relay      any // what Opened, Connected or Accepted was given
 	Peer       netip.AddrPort
 	Data       []byte
 	Ended      *Ended
@@ -98,6 +108,8 @@ const (
 	CauseBlind
 	CauseUnknownUser
 	CauseRate
+	CauseConnection
+	CauseMobility
 	NumCauses = iota
 )
 
@@ -133,6 +145,8 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseRevoked:          {"revoked", "session of the credential has been revoked"},
 	CauseUnknownUser:      {"unknown_user", "no user of that name or hash"},
 	CauseRate:             {"rate", "more than the rate of the allocation, its pseudonym or its tenant"},
+	CauseConnection:       {"connection", "the peer's connection is there already, or could not be made"},
+	CauseMobility:         {"mobility", "mobility is off"},
 	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
 }
 

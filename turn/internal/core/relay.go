@@ -30,11 +30,11 @@ func (c *Core) send(r *request, out *Outbox) {
 		return
 	}
 	peer, err := stun.ParseXORAddress(r.peer, r.msg.TransactionID())
-	if err != nil || r.data == nil { // DATA of no bytes is legal, no DATA is not
+	if err != nil || r.data == nil || a.tcp { // DATA of no bytes is legal, no DATA is not
 		c.refuse(out, CauseBadRequest, nil)
 		return
 	}
-	c.toPeer(a, r.now, peer, r.data, out)
+	c.toPeer(a, r.tuple, r.now, peer, r.data, out)
 }
 
 // channelData handles a ChannelData message from a client (RFC 8656 §12.6).
@@ -54,12 +54,12 @@ func (c *Core) channelData(now time.Time, t Tuple, packet []byte, out *Outbox) {
 		c.refuse(out, CauseChannel, nil)
 		return
 	}
-	c.toPeer(a, now, ch.peer, data, out)
+	c.toPeer(a, t, now, ch.peer, data, out)
 }
 
 // toPeer relays data if there is a permission, which must live also where a channel does, and the
 // policy still allows the peer with its port.
-func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []byte, out *Outbox) {
+func (c *Core) toPeer(a *allocation, t Tuple, now time.Time, peer netip.AddrPort, data []byte, out *Outbox) {
 	if !a.permitted(peer.Addr(), now) {
 		c.refuse(out, CauseNoPermission, nil)
 		return
@@ -72,6 +72,7 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 		c.refuse(out, CauseRate, nil)
 		return
 	}
+	c.arrived(a, t)
 	a.traffic.SentPackets++
 	a.traffic.SentBytes += uint64(len(data))
 	c.stats.Traffic.SentPackets++

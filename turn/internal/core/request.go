@@ -19,7 +19,8 @@ type request struct {
 	lifetime, transport, family, channel, data []byte
 	additional, evenPort, reservation, peer    []byte
 	userhash, algorithm, algorithms, counter   []byte
-	change, responsePort, padding              []byte
+	change, responsePort, padding, connection  []byte
+	ticket                                     []byte        // empty = asked for
 	unknown                                    [16]stun.Attr // the first unknown required attributes
 	unknowns                                   int
 
@@ -78,6 +79,10 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			field = &r.responsePort
 		case stun.AttrPadding:
 			field = &r.padding
+		case stun.AttrMobilityTicket:
+			field = &r.ticket
+		case stun.AttrConnectionID:
+			field = &r.connection
 		case stun.AttrMappedAddress, stun.AttrXORMappedAddress, stun.AttrXORRelayedAddress, stun.AttrErrorCode, stun.AttrUnknownAttributes,
 			stun.AttrPriority, stun.AttrUseCandidate:
 			continue // known, and of no meaning here

@@ -408,13 +408,22 @@ func (w *world) owned() iter.Seq[*allocation] {
 func (w *world) invariants() {
 	w.t.Helper()
 	c := w.core
-	owned, opened, halves := 0, 0, 0
+	owned, opened, halves, tuples := 0, 0, 0, 0
 	for a := range w.owned() {
 		owned++
+		lost := a.mobile != nil && a.mobile.lost
+		if !lost {
+			tuples++
+		}
+		if m := a.mobile; m != nil && m.next != (Tuple{}) {
+			if tuples++; c.tuples[m.next] != a || lost {
+				w.t.Fatal("a new path is not in order")
+			}
+		}
 		if o := a.cur.tenant.owners[a.owner]; o != a.books || len(o.allocations) > a.cur.tenant.Quota {
 			w.t.Fatalf("owner %q is not in order", a.owner)
 		}
-		if c.ids[a.id] != a || c.tuples[a.tuple] != a || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
+		if c.ids[a.id] != a || (c.tuples[a.tuple] == a) == lost || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
 			w.t.Fatalf("allocation %d is not in order", a.id)
 		}
 		if len(a.permissions) > c.cfg.MaxPermissions || len(a.channels) > c.cfg.MaxChannels || len(a.channels) != len(a.byPeer) {
@@ -461,7 +470,7 @@ func (w *world) invariants() {
 			w.t.Fatalf("owner %q has %d allocations and reservations", r.owner, n)
 		}
 	}
-	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || len(c.locals) > halves || halves != len(c.relays) || opened > halves || len(c.ids)+len(c.reserved) > c.cfg.MaxAllocations || len(c.reserved) > maxReservations {
+	if owned != len(c.ids) || tuples != len(c.tuples) || owned != len(c.queue) || len(c.locals) > halves || halves != len(c.relays) || opened > halves || len(c.ids)+len(c.reserved) > c.cfg.MaxAllocations || len(c.reserved) > maxReservations {
 		w.t.Fatalf("%d owned, %d ids, %d tuples, %d queued, %d open, %d relays", owned, len(c.ids), len(c.tuples), len(c.queue), opened, len(c.relays))
 	}
 }
