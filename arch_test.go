@@ -33,6 +33,7 @@ var rooms = map[string][]string{
 	"internal/store":      {"internal/secret"},
 	"internal/iq":         {"internal/store"},
 	"internal/session":    {"internal/store"},
+	"internal/pushed":     {"internal/secret", "internal/store"},
 	"internal/policy":     {},
 	"internal/probe":      {"internal/secret", "internal/siptx", "internal/turnclient", "internal/wire/stun"},
 	"internal/listen":     {"internal/limit", "internal/secret"},

@@ -334,12 +334,12 @@ func (e *Edge) registered(tx *siptx.ServerTx, b *binding, asked int, c *claims.S
 	if res.Has("Require", "outbound") && tx.Request.Has("Supported", "outbound") {
 		r.Add("Require", "outbound")
 	}
-	if h, ok := e.credentialField(tx.Request, b); ok {
-		r.Headers = append(r.Headers, h)
-	}
 	r.Add("Supported", "path, outbound")
 	r.Add("Flow-Timer", strconv.Itoa(int(flowTimer/time.Second)))
-	tx.Respond(r)
+	e.withCredential(tx.Request, b, func(credential ...siptx.Header) {
+		r.Headers = append(r.Headers, credential...)
+		tx.Respond(r)
+	})
 }
 
 // errShort refuses a token that ends before the shortest interval that the core registers: no REGISTER

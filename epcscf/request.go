@@ -114,11 +114,9 @@ func (e *Edge) fromBrowser(tx *siptx.ServerTx, f *flow) {
 		return
 	}
 	if u, err := siptx.ParseURI(m.URI); m.Method == "OPTIONS" && err == nil && u.User == "" && (u.Host == e.host || u.Host == e.domain) {
-		fields := []siptx.Header{allow}
-		if h, ok := e.credentialField(m, b); ok {
-			fields = append(fields, h)
-		}
-		tx.Reply(200, "OK", fields...)
+		e.withCredential(m, b, func(credential ...siptx.Header) {
+			tx.Reply(200, "OK", append(credential, allow)...)
+		})
 		return
 	}
 	if b.guest && !e.guestMay(tx, b) {

@@ -12,6 +12,7 @@ type Stats struct {
 	Deregistered    uint64 // by the edge, for a browser that is gone
 	Revoked         uint64 // registrations whose session was revoked
 	TURNCredentials uint64 // issued
+	TURNUntold      uint64 // credentials not issued, as the TURN servers could not be told
 	CallsTotal      uint64
 	CallsAnswered   uint64
 	CallsFailed     uint64 // ended by the edge: media lost, WebSocket gone, shutdown

@@ -1,6 +1,8 @@
 package epcscf
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"regexp"
@@ -22,10 +24,12 @@ var credentialForm = regexp.MustCompile(`^uri="turn:turn\.ims\.test:3478\?transp
 func TestTURNCredentialSHA256(t *testing.T) {
 	sec := secret.New([]byte("shared with the TURN server"))
 	e := &Edge{cfg: Config{TURN: TURNConfig{Secret: sec, Life: time.Hour, SHA256: true}}}
-	f, ok := e.credentialField(&siptx.Message{Headers: []siptx.Header{{Name: turnCredential, Value: "request"}}}, &binding{alias: "p-alice", flow: &flow{transport: "WSS"}})
+	var f siptx.Header
+	e.withCredential(&siptx.Message{Headers: []siptx.Header{{Name: turnCredential, Value: "request"}}}, &binding{alias: "p-alice", flow: &flow{transport: "WSS"}},
+		func(fields ...siptx.Header) { f = append(fields, f)[0] })
 	m := regexp.MustCompile(`^username="(\d+:s2\.p-alice)",password="([A-Za-z0-9+/=]{44})",expires=\d+$`).FindStringSubmatch(f.Value)
-	if !ok || m == nil || m[2] != string(turntoken.EphemeralPassword(sec, m[1]).Expose()) {
-		t.Errorf("%v %q", ok, f.Value)
+	if m == nil || m[2] != string(turntoken.EphemeralPassword(sec, m[1]).Expose()) {
+		t.Errorf("%q", f.Value)
 	}
 }
 
@@ -102,5 +106,64 @@ func TestTURNCredential(t *testing.T) {
 	}
 	if st := h.edge.Stats(); st.TURNCredentials != 3 {
 		t.Error(fmt.Sprint(st.TURNCredentials))
+	}
+}
+
+// TestPushedCredential: the 200 OK comes after the TURN servers have been told, and comes without a
+// credential where they cannot be. Meanwhile the edge serves others.
+func TestPushedCredential(t *testing.T) {
+	type told struct {
+		pseudonym string
+		ends      time.Time
+	}
+	tell, may := make(chan told), make(chan error)
+	h := newHouse(t, func(c *Config) {
+		c.TURN = TURNConfig{URLs: []string{"turn:turn.ims.test:3478?transport=udp"}, Life: 20 * time.Minute, Push: func(_ context.Context, pseudonym string, ends time.Time) (string, secret.Bytes, error) {
+			tell <- told{pseudonym, ends}
+			return "p1.name", secret.New([]byte("hunter2")), <-may
+		}}
+	})
+	t.Cleanup(func() { h.over(); goleak.VerifyNone(t) })
+	h.web.Close()
+	h.web = httptest.NewTLSServer(h.edge.Handler())
+	alice, bob := h.ua("alice"), h.ua("bob")
+	alice.connect()
+	bob.connect()
+	for _, c := range []struct {
+		method string
+		err    error
+	}{{"REGISTER", nil}, {"OPTIONS", nil}, {"REGISTER", errors.New("no bus")}} {
+		if c.method == "REGISTER" {
+			alice.register("600", "TURN-Credential: request")
+		} else {
+			alice.cseq++
+			alice.raw(edit(alice.request("OPTIONS", "sip:"+testDomain, "options", "t", "", "sip:"+testDomain, alice.cseq, newBranch()), []string{"TURN-Credential: request"}, ""))
+		}
+		got := <-tell
+		if left := time.Until(got.ends); got.pseudonym != "p-alice" || left < 19*time.Minute || left > 20*time.Minute || got.ends.Nanosecond() != 0 {
+			t.Errorf("told: %+v", got)
+		}
+		bob.register("600") // does not wait for alice's
+		if _, m, err := bob.next(); err != nil || m.Status != 200 || m.Get("TURN-Credential") != "" {
+			t.Fatalf("%v, %v", m, err)
+		}
+		if len(alice.in) > 0 {
+			t.Error("answered before the TURN servers were told")
+		}
+		may <- c.err
+		want := fmt.Sprintf(`uri="turn:turn.ims.test:3478?transport=udp",username="p1.name",password="hunter2",expires=%d`, got.ends.Unix())
+		if c.err != nil {
+			want = ""
+		}
+		if _, m, err := alice.next(); err != nil || m.Status != 200 || m.Get("TURN-Credential") != want {
+			t.Errorf("%s: %v, %v", c.method, m, err)
+		}
+	}
+	alice.register("600", "TURN-Credential: request")
+	<-tell
+	alice.vanish() // before the answer
+	may <- nil
+	if st := h.edge.Stats(); st.TURNUntold != 1 || strings.Contains(h.log.String(), "hunter2") {
+		t.Errorf("%+v", st)
 	}
 }

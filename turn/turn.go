@@ -60,6 +60,9 @@ type Relay struct {
 // required. Zeros mean: Quota 32, QuotaTenant no bound, GraceMax 12 h, rates no bound.
 type Tenant = core.Tenant
 
+// Pushed is a credential that the eP-CSCF has told the TURN server.
+type Pushed = core.Pushed
+
 // Other is a tenant beside the first, and how its clients are known: by the listener, by the name that
 // they ask for in TLS (SNI), or, where neither is named, by the kid of their token. On a listener and
 // under a name of a tenant's no other's credentials are taken.

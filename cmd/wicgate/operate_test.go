@@ -13,6 +13,7 @@ import (
 	"wicgate/imsagw"
 	"wicgate/internal/admin"
 	"wicgate/internal/obs"
+	"wicgate/internal/pushed"
 	"wicgate/turn"
 	"wicgate/waf"
 	"wicgate/wwsf"
@@ -24,7 +25,7 @@ func TestEachCounterIsAMetric(t *testing.T) {
 	known := obs.Fields()
 	seen := map[string]bool{}
 	for role, stats := range map[string]any{
-		"turn": turn.Stats{}, "waf": waf.Stats{}, "wwsf": wwsf.Stats{}, "epcscf": epcscf.Stats{}, "imsagw": imsagw.Stats{}, "democore": democore.Stats{},
+		"turn": turn.Stats{}, "waf": waf.Stats{}, "wwsf": wwsf.Stats{}, "epcscf": epcscf.Stats{}, "imsagw": imsagw.Stats{}, "democore": democore.Stats{}, "pushed": pushed.Stats{},
 	} {
 		var walk func(typ reflect.Type, name string)
 		walk = func(typ reflect.Type, name string) {

@@ -382,7 +382,7 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 	for _, p := range c.CorePeers {
 		peers = append(peers, p.Prefix)
 	}
-	secrets, err := h.secrets()
+	turnCredentials, err := h.turnCredentials()
 	if err != nil {
 		return err
 	}
@@ -396,7 +396,7 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
 		Guests:  epcscf.GuestConfig{Destinations: destinations, Calls: c.Guests.Calls, Rate: c.Guests.Rate, Duration: time.Duration(c.Guests.Duration)},
-		TURN:    epcscf.TURNConfig{Secret: secrets[0], URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife), SHA256: c.TURNCredentialMAC == "sha256"},
+		TURN:    turnCredentials,
 		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {

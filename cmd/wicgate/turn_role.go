@@ -31,6 +31,9 @@ func (h *house) turn(*http.ServeMux) error {
 	if secrets != nil {
 		first.Secrets = func() []secret.Bytes { return secrets }
 	}
+	if err := h.pushedTo(&first); err != nil {
+		return err
+	}
 	var others []turn.Other
 	for _, o := range c.Others() {
 		t, err := h.tenant(o)

@@ -176,6 +176,7 @@ type EPCSCF struct {
 	VisitedNetwork string   `yaml:"visited_network"`
 
 	Guests             Guests   `yaml:"guests"`
+	TURNCredential     string   `yaml:"turn_credential"`
 	TURNCredentialLife Duration `yaml:"turn_credential_life"`
 	TURNCredentialMAC  string   `yaml:"turn_credential_mac"`
 }
@@ -227,8 +228,8 @@ func Default() *File {
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
 			CorePeers: []Prefix{{netip.PrefixFrom(lo, 32)}}, CoreTrusted: true, VisitedNetwork: "webrtc.ims.test",
-			Guests:             Guests{Destinations: []string{"alice", "bob"}, Calls: 1, Rate: 6, Duration: Duration(30 * time.Minute)},
-			TURNCredentialLife: Duration(time.Hour), TURNCredentialMAC: "sha1"},
+			Guests:         Guests{Destinations: []string{"alice", "bob"}, Calls: 1, Rate: 6, Duration: Duration(30 * time.Minute)},
+			TURNCredential: "ephemeral", TURNCredentialLife: Duration(time.Hour), TURNCredentialMAC: "sha1"},
 		IMSAGW:   IMSAGW{Name: "agw1", Access: side(40000, 40999), Core: side(41000, 41999), MaxSessions: 1000},
 		DemoCore: DemoCore{Listen: on(5080), Users: []string{"alice", "bob"}},
 	}
@@ -498,6 +499,7 @@ func (f *File) check() error {
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
 		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
 		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
+		when(f.EPCSCF.TURNCredential != "ephemeral" && f.EPCSCF.TURNCredential != "pushed", "epcscf.turn_credential: want ephemeral or pushed, not %q", f.EPCSCF.TURNCredential),
 		when(f.EPCSCF.TURNCredentialMAC != "sha1" && f.EPCSCF.TURNCredentialMAC != "sha256", "epcscf.turn_credential_mac: want sha1 or sha256, not %q", f.EPCSCF.TURNCredentialMAC),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
 		f.TURN.OAuth.check(), f.checkSTUNKey(),

@@ -149,6 +149,7 @@ func TestRefusals(t *testing.T) {
 		{"stun key of derived keys", "waf: {stun_key: {servers: [turn.ims.test]}}\n", "\"turn.ims.test\" has derived keys"},
 		{"stun key twice", "waf: {stun_key: {servers: [a.test, a.test]}}\n", "waf.stun_key.servers: \"a.test\": want different names"},
 		{"stun key name", "waf: {stun_key: {servers: [../x]}}\n", "waf.stun_key.servers: \"../x\": want different names"},
+		{"credential of the edge", "epcscf: {turn_credential: token}\n", "epcscf.turn_credential: want ephemeral or pushed, not \"token\""},
 		{"credential MAC", "epcscf: {turn_credential_mac: md5}\n", "epcscf.turn_credential_mac: want sha1 or sha256"},
 		{"low relay port", "turn: {relay: [{bind: 127.0.0.1, ports: 80-90}]}\n", "wicgate.yaml:1: turn.relay[0].ports: want ports from 1024 up, not 80"},
 		{"no relay", "turn: {relay: []}\n", "turn.relay: want 1 to 64 addresses, not 0"},

@@ -426,6 +426,12 @@ func (r *review) gateway() {
 }
 
 func (r *review) bus() {
+	if pushed := r.EPCSCF.TURNCredential == "pushed"; pushed && r.has("turn") && !r.has("epcscf") && r.TURN.Secrets == "" {
+		r.error("turn.secrets", "name a copy of the edge's; by default that is turn-secrets.txt in its data folder", "is empty, and epcscf.turn_credential is pushed: this TURN server could not open what the edge tells")
+	} else if pushed && r.Bus.URL == "" && r.has("turn") != r.has("epcscf") {
+		r.error("bus.url", "set it to the cluster that both use, run both in one process, or set epcscf.turn_credential to ephemeral", "is empty, and epcscf.turn_credential is pushed: of edge and TURN server only one runs here, and they cannot hear each other")
+		return
+	}
 	if r.Bus.URL == "" {
 		if r.has("epcscf") != r.has("imsagw") {
 			r.warn("bus.url", "set it to the cluster that both use, or run both in one process", "is empty, so the bus is inside this process; of edge and gateway only one runs here, and they cannot hear each other")

@@ -139,6 +139,26 @@ func TestReviewGoesByRoles(t *testing.T) {
 			t.Errorf("%s alone: %v", one, got)
 		}
 	}
+	for _, c := range []struct {
+		file, key string
+		roles     []string
+	}{
+		{"{turn_credential: pushed}", "turn.secrets", []string{"turn"}},
+		{"{turn_credential: pushed}\nturn: {secrets: /etc/wicgate/turn-secrets.txt}", "bus.url", []string{"turn"}},
+		{"{turn_credential: pushed}", "bus.url", []string{"epcscf", "imsagw"}},
+		{"{turn_credential: pushed}", "", []string{"turn", "epcscf", "imsagw"}},
+		{"{turn_credential: ephemeral}", "", []string{"turn"}},
+	} {
+		key := ""
+		for _, f := range loadText(t, "epcscf: "+c.file+"\n").Review(c.roles) {
+			if f.Severity == Error {
+				key = f.Key
+			}
+		}
+		if key != c.key {
+			t.Errorf("%s, %v: %q, want %q", c.file, c.roles, key, c.key)
+		}
+	}
 	lone := loadText(t, "turn: {listen: ['198.51.100.1:3478'], urls: ['turn:turn.example.org'], relay: [{bind: 198.51.100.1}]}\n").Review([]string{"turn"})
 	if len(lone) != 1 || lone[0].Key != "turn.profile" {
 		t.Errorf("turn alone in profile ims: %v", lone)

@@ -42,6 +42,15 @@ var table = func() map[string]spec {
 		"turn.ConnectionsEnded":    {name: "turn_connections_ended_total", help: "Connections that ended, by cause.", label: "cause"},
 		"turn.QueueDropped":        {name: "turn_queue_dropped_total", help: "Packets of peers that a slow connection had no room for."},
 
+		"pushed.Known":   {name: "pushed_credentials", help: "Pushed TURN credentials that this TURN server knows now."},
+		"pushed.Told":    {name: "pushed_told_total", help: "Pushed TURN credentials heard of, and read at the start."},
+		"pushed.Found":   {name: "pushed_found_total", help: "Pushed TURN credentials read from the store when a client came with them. Many: the bus loses messages."},
+		"pushed.Missing": {name: "pushed_missing_total", help: "USERNAMEs of the right shape that the store did not have."},
+		"pushed.Failed":  {name: "pushed_failed_total", help: "Questions for a pushed credential that the store did not answer."},
+		"pushed.Limited": {name: "pushed_limited_total", help: "USERNAMEs that were not looked up, as too many were asked for."},
+		"pushed.Dropped": {name: "pushed_dropped_total", help: "Pushed TURN credentials dropped before their end, for want of room."},
+		"pushed.Bad":     {name: "pushed_bad_total", help: "Pushed TURN credentials that are malformed, or sealed under another secret."},
+
 		"waf.LogIns":       {name: "waf_log_ins_total", help: "Log-ins with the right password."},
 		"waf.LogInsFailed": {name: "waf_log_ins_failed_total", help: "Log-ins that failed, whatever the cause."},
 		"waf.LogOuts":      {name: "waf_log_outs_total", help: "Log-outs."},
@@ -70,6 +79,7 @@ var table = func() map[string]spec {
 		"epcscf.Deregistered":    {name: "epcscf_deregistered_total", help: "Registrations ended by the edge, for a browser that is gone."},
 		"epcscf.Revoked":         {name: "epcscf_revoked_total", help: "Registrations ended because their log-in was revoked."},
 		"epcscf.TURNCredentials": {name: "epcscf_turn_credentials_total", help: "TURN credentials issued to browsers that asked (TURN-Credential)."},
+		"epcscf.TURNUntold":      {name: "epcscf_turn_credentials_untold_total", help: "TURN credentials asked for and not issued, as the TURN servers could not be told."},
 		"epcscf.Restarts":        {name: "epcscf_ice_restarts_total", help: "ICE restarts of browsers answered by the edge."},
 		"epcscf.CallsTotal":      {name: "epcscf_calls_begun_total", help: "Calls begun."},
 		"epcscf.CallsAnswered":   {name: "epcscf_calls_answered_total", help: "Calls that were answered."},

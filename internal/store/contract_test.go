@@ -263,6 +263,9 @@ func contract(t *testing.T, e engine) {
 				t.Fatal(err)
 			}
 		}
+		if err := e.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
 		for _, other := range []string{"x.y", "x.y.z.w", "y.y.z"} {
 			if err := e.Publish(other, []byte("stray")); err != nil {
 				t.Fatal(err)

@@ -227,6 +227,9 @@ func (m *Memory) Publish(subject string, data []byte) error {
 	return nil
 }
 
+// Flush implements [Bus]: there is nothing on its way.
+func (m *Memory) Flush(ctx context.Context) error { return ctx.Err() }
+
 // Subscribe implements [Bus].
 func (m *Memory) Subscribe(subject string, handle func(Message)) (func(), error) {
 	s := &memorySub{pattern: strings.Split(subject, "."), handle: handle}

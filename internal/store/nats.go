@@ -325,6 +325,16 @@ func (n *NATS) Publish(subject string, data []byte) error {
 	return nil
 }
 
+// Flush implements [Bus].
+func (n *NATS) Flush(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // the library wants an end
+	defer cancel()
+	if err := n.conn.FlushWithContext(ctx); err != nil {
+		return fmt.Errorf("store: flush: %w", err)
+	}
+	return nil
+}
+
 // Subscribe implements [Bus].
 func (n *NATS) Subscribe(subject string, handle func(Message)) (func(), error) {
 	var mu sync.Mutex // held while handle runs

@@ -68,6 +68,8 @@ type Message struct {
 // separated by dots; a subscription may use "*" for one word and ">" for the rest.
 type Bus interface {
 	Publish(subject string, data []byte) error
+	// Flush returns when what was published before is on its way to those who subscribe: the server has it.
+	Flush(ctx context.Context) error
 	// Subscribe calls handle for each message, one at a time, in the order of the publisher, until
 	// the returned function is called; that waits for a handler under way.
 	Subscribe(subject string, handle func(Message)) (unsubscribe func(), err error)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,9 +147,15 @@ func TestRevocation(t *testing.T) {
 	})
 }
 
-// TestEdgeCredential: TURN credentials from the eP-CSCF (TR 33.872 6.3.3), in each 200 OK to REGISTER.
+// TestEdgeCredential: TURN credentials from the eP-CSCF (TR 33.872 6.3.3), of both its approaches, in each 200 OK to
+// REGISTER.
 func TestEdgeCredential(t *testing.T) {
-	s := newSystem(t, plan{keys: keys{"wwsf": {"turn_credential": "edge"}}})
+	t.Run("ephemeral", func(t *testing.T) { testEdgeCredential(t, "ephemeral") })
+	t.Run("pushed", func(t *testing.T) { testEdgeCredential(t, "pushed") })
+}
+
+func testEdgeCredential(t *testing.T, kind string) {
+	s := newSystem(t, plan{keys: keys{"wwsf": {"turn_credential": "edge"}, "epcscf": {"turn_credential": kind}}})
 	s.logIn()
 	s.call()
 	firstAudio(s.alice)
@@ -160,7 +167,11 @@ func TestEdgeCredential(t *testing.T) {
 	before := user()
 	var expiry int64
 	var pseudonym string
-	if n, err := fmt.Sscanf(before, "%d:%s", &expiry, &pseudonym); n != 2 || time.Until(time.Unix(expiry, 0)) < time.Minute {
+	if kind == "pushed" {
+		if !strings.HasPrefix(before, "p1.") {
+			t.Errorf("USERNAME %q", before)
+		}
+	} else if n, err := fmt.Sscanf(before, "%d:%s", &expiry, &pseudonym); n != 2 || time.Until(time.Unix(expiry, 0)) < time.Minute {
 		t.Errorf("USERNAME %q: %v", before, err)
 	}
 	s.alice.Eval("wicgate.renew()", nil)

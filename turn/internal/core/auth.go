@@ -91,6 +91,10 @@ func (c *Core) authenticate(r *request, a *allocation, out *Outbox) bool {
 	cause, detail := c.credentials(r, a, withToken)
 	if cause != CauseNone {
 		r.cred, r.key = nil, nil
+		if cause == CausePending {
+			c.refuse(out, cause, nil)
+			return false
+		}
 		c.fail(r, out, 401, cause, detail)
 		return false
 	}
@@ -213,6 +217,8 @@ func (c *Core) listed(r *request) (Cause, error) {
 	if t.Pushed != nil {
 		if p, ok := t.Pushed(username); ok {
 			switch {
+			case p.Pending:
+				return CausePending, nil
 			case !p.Ends.After(r.now):
 				return CauseExpiredToken, nil
 			case c.revoked(p.Pseudonym):

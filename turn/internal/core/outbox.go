@@ -112,6 +112,7 @@ const (
 	CauseConnection
 	CauseMobility
 	CauseICMP
+	CausePending
 	NumCauses = iota
 )
 
@@ -149,6 +150,7 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseRate:             {"rate", "more than the rate of the allocation, its pseudonym or its tenant"},
 	CauseConnection:       {"connection", "the peer's connection is there already, or could not be made"},
 	CauseMobility:         {"mobility", "mobility is off"},
+	CausePending:          {"pending", "no reply yet: the store is being asked for this pushed credential"},
 	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
 	CauseICMP:             {"icmp", "ICMP error of a type that clients are not told of"},
 }

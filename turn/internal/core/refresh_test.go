@@ -13,19 +13,37 @@ import (
 )
 
 // TestExpiryTable is the table of DESIGN, «What happens when a credential ends», for both shapes of
-// a token of 10 minutes, issued 5 minutes before its first use.
+// a token of 10 minutes, issued 5 minutes before its first use, and for the credentials of an edge.
 func TestExpiryTable(t *testing.T) {
 	const (
 		life  = 10 * time.Minute
 		grace = time.Hour
 		delta = 5 * time.Second
 	)
-	for _, s := range []shape{inUsername, inToken} {
+	for _, kind := range []CredentialKind{KindUsername, KindToken, KindEphemeral, KindPushed} {
 		for _, p := range []CredentialPolicy{Session, CallGrace, Strict} {
-			t.Run(fmt.Sprintf("%v-%d", s, p), func(t *testing.T) {
-				w := newWorld(t, func(c *Config) { c.Policy, c.GraceMax = p, grace })
+			t.Run(fmt.Sprintf("%v-%d", kind, p), func(t *testing.T) {
+				var ends time.Time
+				w := newWorld(t, func(c *Config) {
+					c.Policy, c.GraceMax = p, grace
+					c.Secrets = func() []secret.Bytes { return []secret.Bytes{secret.New([]byte("north"))} }
+					c.Pushed = func(username string) (Pushed, bool) {
+						return Pushed{Password: secret.New([]byte("pw")), Pseudonym: "p1", Ends: ends}, username == "x7"
+					}
+				})
 				issued := w.now
-				c := w.issue(s, "p1", issued, life)
+				ends = issued.Add(life + delta) // they have no Delta of their own
+				var c cred
+				switch kind {
+				case KindUsername:
+					c = w.issue(inUsername, "p1", issued, life)
+				case KindToken:
+					c = w.issue(inToken, "p1", issued, life)
+				case KindEphemeral:
+					c = ephemeral("north", ends, "p1")
+				case KindPushed:
+					c = static(stun.MD5, "x7", "pw")
+				}
 				w.sleep(5 * time.Minute)
 				r := w.want(w.ask(alice, c, stun.Allocate, transport(17), lifetime(3600)), 0)
 				want := 3600

@@ -162,18 +162,31 @@ func TestWeakUsers(t *testing.T) {
 }
 
 func TestPushed(t *testing.T) {
-	ends := time.Time{}
+	ends, pending, revoked := time.Time{}, true, false
 	w := newWorld(t, func(c *Config) {
 		c.Policy = Strict
 		c.Pushed = func(username string) (Pushed, bool) {
-			return Pushed{secret.New([]byte("pw")), "p1", ends}, username == "x7"
+			return Pushed{Password: secret.New([]byte("pw")), Pseudonym: "p1", Ends: ends, Pending: pending}, username == "x7"
 		}
+		c.Revoked = func(p string) bool { return revoked && p == "p1" }
 	})
 	ends = w.now.Add(90 * time.Second)
+	// While it is being asked for there is no answer: a 401 would be the browser's last.
+	if r := w.ask(alice, static(stun.MD5, "x7", "pw"), stun.Allocate, transport(17)); r.ok || w.last.Cause != CausePending {
+		t.Errorf("pending: %v, %v", r, w.last.Cause)
+	}
+	pending, revoked = false, true
+	if r := w.ask(alice, static(stun.MD5, "x7", "pw"), stun.Allocate, transport(17)); r.code != 401 || w.last.Cause != CauseRevoked {
+		t.Errorf("revoked: %v, %v", r, w.last.Cause)
+	}
+	revoked = false
 	w.want(w.ask(alice, static(stun.MD5, "x7", "pw"), stun.Allocate, transport(17)), 0)
 	if l := w.core.List(w.now, nil); len(l) != 1 || l[0].Credential != KindPushed || l[0].Pseudonym != "p1" {
 		t.Errorf("listed as %+v", l)
 	}
+	pending = true // what has an allocation needs nothing more
+	w.want(w.ask(alice, static(stun.MD5, "x7", "pw"), stun.Refresh), 0)
+	pending = false
 	if r := w.ask(bob, static(stun.MD5, "x8", "pw"), stun.Allocate, transport(17)); r.code != 401 {
 		t.Errorf("unknown: %v", r)
 	}

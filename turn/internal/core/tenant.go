@@ -21,7 +21,8 @@ type Tenant struct {
 
 	// Secrets returns those of ephemeral credentials, newest first; nil = none are taken.
 	Secrets func() []secret.Bytes
-	// Pushed returns the credential of that USERNAME that the eP-CSCF has told us; nil = none are taken.
+	// Pushed returns the credential of that USERNAME that the eP-CSCF has told us; nil = none are taken. It
+	// must not wait: see [Pushed].Pending.
 	Pushed func(username string) (Pushed, bool)
 	// Users are the static ones; nil = none.
 	Users Users
@@ -58,6 +59,9 @@ type Pushed struct {
 	Password  secret.Bytes
 	Pseudonym string
 	Ends      time.Time
+	// Pending: whether there is one is not known yet. The request is not answered, and the client sends it
+	// again: a 401 to a request that has credentials is final in browsers.
+	Pending bool
 }
 
 // tenant is a Tenant and what is counted of it.
