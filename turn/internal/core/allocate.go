@@ -16,7 +16,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	// 2. The 5-tuple is in use: 437, unless this is the same request again (§7.2, RFC 8489 §6.3.1).
 	if a != nil {
 		switch {
-		case a.created.id != r.msg.TransactionID() || !r.cred.same(a.cur) && !r.cred.same(a.previous(r.now)):
+		case a.tuple != r.tuple || a.created.id != r.msg.TransactionID() || !r.cred.same(a.cur) && !r.cred.same(a.previous(r.now)):
 			c.fail(r, out, 437, CauseMismatch, nil)
 		case a.state == open:
 			c.allocated(a, r.key, out)
