@@ -76,7 +76,7 @@ func (t TURN) checkTenants() error {
 	errs := []error{t.First().check("turn"), when(len(t.Tenants) > 1024, "turn.tenants: %d tenants, at most 1024", len(t.Tenants))}
 	names, listeners, servers := map[string]bool{t.Name: true}, map[AddrPort]bool{}, map[string]bool{}
 	for i, o := range t.Others() {
-		key := fmt.Sprintf("turn.tenants[%d]", i)
+		key := tenantKey(i)
 		errs = append(errs, o.check(key), when(names[o.Name], "%s.name: %q is another tenant's", key, o.Name))
 		names[o.Name] = true
 		for j, a := range o.Listen {
@@ -94,6 +94,8 @@ func (t TURN) checkTenants() error {
 	}
 	return errors.Join(errs...)
 }
+
+func tenantKey(i int) string { return fmt.Sprintf("turn.tenants[%d]", i) }
 
 // File is the name, in the data folder, of a tenant's own file that is not configured.
 func (t Tenant) File(base string) string {
