@@ -1,10 +1,12 @@
 package turn
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -107,6 +109,7 @@ type relay struct {
 	id   core.ID
 	conn *net.UDPConn
 	port uint16
+	via  string // the client's transport; its connection is gone before the allocation
 }
 
 // open opens a relay socket for a and tells the core.
@@ -121,6 +124,7 @@ func (w *worker) open(a *core.Action) {
 		w.act(&w.opened)
 		return
 	}
+	r.via = s.transport(a.Tuple)
 	relayed := netip.AddrPortFrom(s.cfg.Relay.Advertise, r.port)
 	s.mu.Lock()
 	s.core.Opened(time.Now(), a.ID, r, relayed, &w.opened)
@@ -192,10 +196,19 @@ func (s *Server) close(a *core.Action) {
 	_ = r.conn.Close() // nothing of a UDP socket can be lost by it
 	s.ports.give(r.port)
 	if e := a.Ended; e != nil {
-		s.log.Info("turn: allocation ended", "cause", e.Cause.String(), "pseudonym", e.Owner, "client", e.Tuple.Client, "relayed", e.Relayed,
-			"age", e.Age.Round(time.Millisecond), "to_peer_packets", e.Traffic.SentPackets, "to_peer_bytes", e.Traffic.SentBytes,
-			"to_client_packets", e.Traffic.ReceivedPackets, "to_client_bytes", e.Traffic.ReceivedBytes)
+		s.sessionEnded(r, e)
 	}
+}
+
+// sessionEnded writes the one line there is about each TURN session. Its fields are a contract with
+// whoever reads logs by program (docs/ops/operating.md): all are there each time.
+func (s *Server) sessionEnded(r *relay, e *core.Ended) {
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "turn: session ended",
+		slog.String("cause", e.Cause.String()), slog.String("pseudonym", e.Owner), slog.String("client", e.Tuple.Client.String()), slog.String("transport", r.via),
+		slog.String("relayed", e.Relayed.String()), slog.Uint64("id", uint64(r.id)), slog.String("tenant", e.Tenant), slog.String("credential", string(e.Credential)),
+		slog.Int64("age_ms", e.Age.Milliseconds()), slog.Int("peers", e.Peers),
+		slog.Uint64("to_peer_packets", e.Traffic.SentPackets), slog.Uint64("to_peer_bytes", e.Traffic.SentBytes),
+		slog.Uint64("to_client_packets", e.Traffic.ReceivedPackets), slog.Uint64("to_client_bytes", e.Traffic.ReceivedBytes))
 }
 
 // ports are the relay ports in use.

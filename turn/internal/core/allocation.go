@@ -40,6 +40,7 @@ type allocation struct {
 	place    int       // in the expiryQueue
 
 	permissions map[netip.Addr]time.Time // IP address -> expiry
+	peers       int                      // permissions ever installed
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
 	traffic     Traffic
@@ -53,7 +54,7 @@ type answer struct {
 	sha256      bool
 	fingerprint bool
 	counter     []byte // TRANSACTION_TRANSMIT_COUNTER of the answer, nil = none
-	otherFamily byte // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
+	otherFamily byte   // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
 }
 
 // channel is a binding of a number to a peer. It relays until expires, and bars both from other
@@ -89,6 +90,9 @@ func (a *allocation) permitted(addr netip.Addr, now time.Time) bool {
 func (a *allocation) permit(addr netip.Addr, now time.Time) {
 	if a.permissions == nil {
 		a.permissions = make(map[netip.Addr]time.Time, 2)
+	}
+	if _, known := a.permissions[addr]; !known {
+		a.peers++
 	}
 	a.permissions[addr] = now.Add(PermissionLifetime)
 }

@@ -288,10 +288,13 @@ func (c *Core) Recheck(now time.Time, out *Outbox) int {
 		if a.cur.kind != KindStatic {
 			continue
 		}
-		if key, ok := a.cur.tenant.Users.Key(a.cur.username, a.cur.alg); !ok || !key.Equal(a.cur.key) {
-			c.end(a, now, EndRevoked, out)
-			n++
+		if users := a.cur.tenant.Users; users != nil {
+			if key, ok := users.Key(a.cur.username, a.cur.alg); ok && key.Equal(a.cur.key) {
+				continue
+			}
 		}
+		c.end(a, now, EndRevoked, out)
+		n++
 	}
 	return n
 }
@@ -383,7 +386,8 @@ func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
 		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.relay, Ended: &Ended{
-			Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed, Age: now.Sub(a.born), Traffic: a.traffic,
+			Cause: why, Owner: a.owner, Tenant: a.cur.tenant.Name, Credential: a.cur.kind, Tuple: a.tuple, Relayed: a.relayed,
+			Age: now.Sub(a.born), Peers: a.peers, Traffic: a.traffic,
 		}})
 	}
 	a.state = ended
