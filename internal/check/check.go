@@ -210,6 +210,9 @@ func (c *checker) files() {
 			c.willMake("turn.keys", name)
 		}
 	}
+	if c.has("turn") {
+		c.tenants()
+	}
 	if c.has("waf") {
 		name := c.path(c.File.WAF.SigningKey, "waf-key.pem")
 		if b := c.secret("waf.signing_key", name, c.File.WAF.SigningKey != ""); b != nil && !isSigningKey(b) {
