@@ -16,8 +16,8 @@ const turnCredential = "TURN-Credential"
 
 // TURNConfig is for the credentials that the edge issues. The zero value: none.
 type TURNConfig struct {
-	// Secret is shared with the TURN server.
-	Secret secret.Bytes
+	// Secret is what is shared with the TURN server, asked for each credential; nil = none.
+	Secret func() secret.Bytes
 	// URLs of the TURN server (RFC 7065).
 	URLs []string
 	// Life of a credential; 0 = 1 h, at most 24 h.
@@ -43,7 +43,7 @@ func (t *TURNConfig) complete() error {
 // time. It goes over WSS alone, as the password stands in it.
 func (e *Edge) credentialField(m *siptx.Message, b *binding) (siptx.Header, bool) {
 	t := e.cfg.TURN
-	if b.flow.transport != "WSS" || t.Secret.IsZero() || !strings.EqualFold(strings.TrimSpace(m.Get(turnCredential)), "request") {
+	if b.flow.transport != "WSS" || t.Secret == nil || !strings.EqualFold(strings.TrimSpace(m.Get(turnCredential)), "request") {
 		return siptx.Header{}, false
 	}
 	expires := time.Now().Add(t.Life)
@@ -52,7 +52,7 @@ func (e *Edge) credentialField(m *siptx.Message, b *binding) (siptx.Header, bool
 	for _, u := range t.URLs {
 		fmt.Fprintf(&v, `uri="%s",`, u)
 	}
-	fmt.Fprintf(&v, `username="%s",password="%s",expires=%d`, username, turntoken.EphemeralPassword(t.Secret, username).Expose(), expires.Unix())
+	fmt.Fprintf(&v, `username="%s",password="%s",expires=%d`, username, turntoken.EphemeralPassword(t.Secret(), username).Expose(), expires.Unix())
 	e.stats.TURNCredentials++
 	return siptx.Header{Name: turnCredential, Value: v.String()}, true
 }

@@ -22,7 +22,7 @@ var credentialForm = regexp.MustCompile(`^uri="turn:turn\.ims\.test:3478\?transp
 func TestTURNCredential(t *testing.T) {
 	sec := secret.New([]byte("shared with the TURN server"))
 	h := newHouse(t, func(c *Config) {
-		c.TURN = TURNConfig{Secret: sec, URLs: []string{"turn:turn.ims.test:3478?transport=udp", "turns:turn.ims.test:443"}, Life: 20 * time.Minute}
+		c.TURN = TURNConfig{Secret: func() secret.Bytes { return sec }, URLs: []string{"turn:turn.ims.test:3478?transport=udp", "turns:turn.ims.test:443"}, Life: 20 * time.Minute}
 	})
 	t.Cleanup(func() { h.over(); goleak.VerifyNone(t) })
 	alice := h.ua("alice")

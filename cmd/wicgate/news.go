@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"wicgate/internal/config"
 	"wicgate/internal/keyring"
 	"wicgate/internal/life"
 	"wicgate/internal/secret"
@@ -49,18 +50,27 @@ func (h *house) followNews() error {
 	return nil
 }
 
-// secrets are those of ephemeral TURN credentials, read once for all roles of this process; nil
-// where no file is configured and no edge of this process issues such credentials.
-func (h *house) secrets() ([]secret.Bytes, error) {
-	if h.file.TURN.Secrets == "" && !h.has("epcscf") {
+// secrets are those of ephemeral TURN credentials, read once for all roles of this process.
+func (h *house) secrets() (list *[]secret.Bytes, err error) {
+	if list = h.reloader.secrets.Load(); list == nil {
+		list, err = h.readSecrets(h.file, true)
+		h.reloader.secrets.Store(list)
+	}
+	return list, err
+}
+
+// newestSecret is that by which credentials are made.
+func (h *house) newestSecret() secret.Bytes { return (*h.reloader.secrets.Load())[0] }
+
+// readSecrets reads those of f; nil where no file is configured and no edge of this process issues such
+// credentials. With make, a file that is not there is made.
+func (h *house) readSecrets(f *config.File, make bool) (*[]secret.Bytes, error) {
+	if f.TURN.Secrets == "" && !h.has("epcscf") {
 		return nil, nil
 	}
-	if h.turnSecrets == nil {
-		list, err := keyring.OpenSecrets(h.path(h.file.TURN.Secrets, "turn-secrets.txt"), true)
-		if err != nil {
-			return nil, fmt.Errorf("%w\n  hint: turn.secrets names the file; by default it is %s", err, filepath.Join(h.data, "turn-secrets.txt"))
-		}
-		h.turnSecrets = list
+	list, err := keyring.OpenSecrets(h.path(f.TURN.Secrets, "turn-secrets.txt"), make)
+	if err != nil {
+		return nil, fmt.Errorf("%w\n  hint: turn.secrets names the file; by default it is %s", err, filepath.Join(h.data, "turn-secrets.txt"))
 	}
-	return h.turnSecrets, nil
+	return &list, nil
 }

@@ -64,7 +64,10 @@ func (c *runCmd) Run(out io.Writer) error {
 	}
 	ctx, stop := untilSignal()
 	defer stop()
-	h := &house{file: file, data: c.Data, roles: c.Roles, log: newLog(file.Log), stats: map[string]func() any{}}
+	h := &house{file: file, data: c.Data, roles: c.Roles, stats: map[string]func() any{}}
+	h.reloader.begin(c.Config, file)
+	defer h.reloader.end()
+	h.log = newLog(file.Log.Format, &h.reloader.level)
 	if len(h.roles) == 0 {
 		h.roles = allRoles
 	}
@@ -88,9 +91,9 @@ func (c *runCmd) Run(out io.Writer) error {
 	return err
 }
 
-func newLog(l config.Log) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: slog.Level(l.Level)}
-	if l.Format == "json" {
+func newLog(format string, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if format == "json" {
 		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, opts))
@@ -107,14 +110,14 @@ type house struct {
 	stats   map[string]func() any // by role
 	closers []func()
 
-	bus         *store.NATS
-	rings       *keyring.Ring
-	ca          *listen.CA // nil where a certificate is configured
-	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	client      *http.Client
-	users       []waf.User // demo users, where there are any
-	news        news
-	turnSecrets []secret.Bytes // see secrets
+	bus      *store.NATS
+	rings    *keyring.Ring
+	ca       *listen.CA // nil where a certificate is configured
+	cert     func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	client   *http.Client
+	users    []waf.User // demo users, where there are any
+	news     news
+	reloader reloader
 	operator
 	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
@@ -167,6 +170,7 @@ func (h *house) build() error {
 			return err
 		}
 	}
+	h.parts = append(h.parts, life.Part{Name: "reload", Serve: h.serveReload})
 	return h.observe()
 }
 
@@ -185,6 +189,7 @@ func (h *house) openBus(*http.ServeMux) (err error) {
 
 func (h *house) openKeys(*http.ServeMux) (err error) {
 	h.rings, err = keyring.OpenFile(h.path(h.file.TURN.Keys, "turn-keys.json"), h.file.TURN.Name)
+	h.reloader.rings = append(h.reloader.rings, h.rings)
 	return err
 }
 
@@ -371,8 +376,7 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 	for _, p := range c.CorePeers {
 		peers = append(peers, p.Prefix)
 	}
-	secrets, err := h.secrets()
-	if err != nil {
+	if _, err := h.secrets(); err != nil {
 		return err
 	}
 	destinations, err := policy.ParseDestinations(f.Domain, c.Guests.Destinations)
@@ -385,7 +389,7 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
 		Guests:  epcscf.GuestConfig{Destinations: destinations, Calls: c.Guests.Calls, Rate: c.Guests.Rate, Duration: time.Duration(c.Guests.Duration)},
-		TURN:    epcscf.TURNConfig{Secret: secrets[0], URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife)},
+		TURN:    epcscf.TURNConfig{Secret: h.newestSecret, URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife)},
 		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {

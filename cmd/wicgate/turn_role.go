@@ -17,35 +17,27 @@ import (
 // turn builds the role turn.
 func (h *house) turn(*http.ServeMux) error {
 	c := h.file.TURN
-	first, err := h.tenant(c.First())
-	if err != nil {
-		return err
-	}
-	first.Keys = h.rings
 	secrets, err := h.secrets()
 	if err != nil {
 		return err
 	}
-	if secrets != nil {
-		first.Secrets = func() []secret.Bytes { return secrets }
+	tenants, err := h.tenants(h.file, secrets)
+	if err != nil {
+		return err
 	}
+	tenants[0].Keys = h.rings
 	var others []turn.Other
-	for _, o := range c.Others() {
-		t, err := h.tenant(o)
+	for i, o := range c.Others() {
+		ring, err := keyring.OpenFile(h.path(o.Keys, o.File("turn-keys.json")), o.Name)
 		if err != nil {
 			return err
 		}
-		if t.Keys, err = keyring.OpenFile(h.path(o.Keys, o.File("turn-keys.json")), o.Name); err != nil {
-			return err
-		}
-		if o.Secrets != "" {
-			list, err := keyring.OpenSecrets(o.Secrets, false)
-			if err != nil {
-				return err
-			}
-			t.Secrets = func() []secret.Bytes { return list }
-		}
-		others = append(others, turn.Other{Tenant: t, Listen: addrPorts(o.Listen), ServerNames: o.ServerNames})
+		h.reloader.rings = append(h.reloader.rings, ring)
+		tenants[i+1].Keys = ring
+		others = append(others, turn.Other{Tenant: tenants[i+1], Listen: addrPorts(o.Listen), ServerNames: o.ServerNames})
+	}
+	for _, t := range tenants {
+		h.reloader.keys = append(h.reloader.keys, t.Keys)
 	}
 	tcp := addrPorts(c.ListenTCP)
 	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
@@ -54,7 +46,7 @@ func (h *house) turn(*http.ServeMux) error {
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
 		Relay:  turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
-		Tenant: first, Tenants: others,
+		Tenant: tenants[0], Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
@@ -69,11 +61,36 @@ func (h *house) turn(*http.ServeMux) error {
 	return nil
 }
 
-// tenant is a tenant without its keys and secrets.
-func (h *house) tenant(c config.Tenant) (t turn.Tenant, err error) {
+// tenants are those of f, the first first, without their keys. secrets are the first's.
+func (h *house) tenants(f *config.File, secrets *[]secret.Bytes) (list []turn.Tenant, err error) {
+	for i, c := range append([]config.Tenant{f.TURN.First()}, f.TURN.Others()...) {
+		t, err := tenant(f, c)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			secrets = nil
+			if c.Secrets != "" {
+				own, err := keyring.OpenSecrets(c.Secrets, false)
+				if err != nil {
+					return nil, err
+				}
+				secrets = &own
+			}
+		}
+		if own := secrets; own != nil {
+			t.Secrets = func() []secret.Bytes { return *own }
+		}
+		list = append(list, t)
+	}
+	return list, nil
+}
+
+// tenant is a tenant of f without its keys and secrets.
+func tenant(f *config.File, c config.Tenant) (t turn.Tenant, err error) {
 	var open []peerpolicy.Range
 	if c.Profile == "ims" {
-		agw := h.file.IMSAGW.Access
+		agw := f.IMSAGW.Access
 		open = append(open, peerpolicy.Range{Prefix: host(agw.Public()), MinPort: agw.Ports.First, MaxPort: agw.Ports.Last})
 	}
 	for _, r := range c.Open {
