@@ -26,6 +26,8 @@ want git git
 want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
+want promtool prometheus
+want systemd-analyze systemd
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
 		echo "setup: run as root: apt-get install ${need[*]}" >&2
@@ -33,6 +35,8 @@ if [ ${#need[@]} -gt 0 ]; then
 	fi
 	echo "setup: apt-get install ${need[*]}"
 	as_root apt-get update -qq
+	# promtool comes with a server that its package would start.
+	case " ${need[*]} " in *" prometheus "*) command -v systemctl >/dev/null && as_root systemctl mask prometheus 2>/dev/null || true ;; esac
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
 	# The tests start their own; a service would take port 5060.
 	case " ${need[*]} " in *" kamailio "*) command -v systemctl >/dev/null && as_root systemctl disable --now kamailio 2>/dev/null || true ;; esac
