@@ -22,6 +22,8 @@ type TURNConfig struct {
 	URLs []string
 	// Life of a credential; 0 = 1 h, at most 24 h.
 	Life time.Duration
+	// SHA256 makes credentials by HMAC-SHA256, which TURN servers other than wicgate do not know.
+	SHA256 bool
 }
 
 func (t *TURNConfig) complete() error {
@@ -48,6 +50,9 @@ func (e *Edge) credentialField(m *siptx.Message, b *binding) (siptx.Header, bool
 	}
 	expires := time.Now().Add(t.Life)
 	username := turntoken.EphemeralUsername(expires, b.alias)
+	if t.SHA256 {
+		username = turntoken.EphemeralUsernameSHA256(expires, b.alias)
+	}
 	var v strings.Builder
 	for _, u := range t.URLs {
 		fmt.Fprintf(&v, `uri="%s",`, u)

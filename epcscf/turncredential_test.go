@@ -12,10 +12,22 @@ import (
 	"go.uber.org/goleak"
 
 	"wicgate/internal/secret"
+	"wicgate/internal/siptx"
 	turntoken "wicgate/internal/token"
 )
 
 var credentialForm = regexp.MustCompile(`^uri="turn:turn\.ims\.test:3478\?transport=udp",uri="turns:turn\.ims\.test:443",username="(\d+):(p-alice)",password="([A-Za-z0-9+/=]{28})",expires=(\d+)$`)
+
+// TestTURNCredentialSHA256: another USERNAME, and so another HMAC.
+func TestTURNCredentialSHA256(t *testing.T) {
+	sec := secret.New([]byte("shared with the TURN server"))
+	e := &Edge{cfg: Config{TURN: TURNConfig{Secret: sec, Life: time.Hour, SHA256: true}}}
+	f, ok := e.credentialField(&siptx.Message{Headers: []siptx.Header{{Name: turnCredential, Value: "request"}}}, &binding{alias: "p-alice", flow: &flow{transport: "WSS"}})
+	m := regexp.MustCompile(`^username="(\d+:s2\.p-alice)",password="([A-Za-z0-9+/=]{44})",expires=\d+$`).FindStringSubmatch(f.Value)
+	if !ok || m == nil || m[2] != string(turntoken.EphemeralPassword(sec, m[1]).Expose()) {
+		t.Errorf("%v %q", ok, f.Value)
+	}
+}
 
 // TestTURNCredential: who asks over WSS gets a fresh credential in each 200 OK to REGISTER and to
 // OPTIONS, and nobody else; the core sees nothing of it.

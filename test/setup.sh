@@ -23,11 +23,13 @@ want node nodejs
 want npm npm
 want gcc gcc
 want git git
+want turnutils_uclient coturn
 want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
 want promtool prometheus
 want systemd-analyze systemd
+want sqlite3 sqlite3
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
 		echo "setup: run as root: apt-get install ${need[*]}" >&2
@@ -38,7 +40,20 @@ if [ ${#need[@]} -gt 0 ]; then
 	# promtool comes with a server that its package would start.
 	case " ${need[*]} " in *" prometheus "*) command -v systemctl >/dev/null && as_root systemctl mask prometheus 2>/dev/null || true ;; esac
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-	# The tests start their own; a service would take port 5060.
-	case " ${need[*]} " in *" kamailio "*) command -v systemctl >/dev/null && as_root systemctl disable --now kamailio 2>/dev/null || true ;; esac
+	# The tests start their own; services would take ports 5060 and 3478.
+	for s in kamailio coturn; do
+		case " ${need[*]} " in *" $s "*) command -v systemctl >/dev/null && as_root systemctl disable --now "$s" 2>/dev/null || true ;; esac
+	done
 fi
+# The CA for tests of ACME, in the version that tools/go.mod and test/interop/pebble.go name.
+cd "$(dirname "$0")/.."
+for tool in pebble pebble-challtestsrv; do
+	bin=bin/tools/$tool-v2.10.1
+	if [ -x "$bin" ]; then
+		echo "setup: $bin is here"
+	else
+		echo "setup: build $bin"
+		(cd tools && CGO_ENABLED=0 go build -trimpath -o "../$bin" "github.com/letsencrypt/pebble/v2/cmd/$tool")
+	fi
+done
 echo "setup: done"

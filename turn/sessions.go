@@ -17,7 +17,7 @@ type Allocation struct {
 	Credential     string           `json:"credential"`
 	Client         netip.AddrPort   `json:"client"`
 	Transport      string           `json:"transport"` // udp, tcp or tls
-	Relayed        netip.AddrPort   `json:"relayed"`
+	Relayed        []netip.AddrPort `json:"relayed"`   // IPv4 first
 	Since          time.Time        `json:"since"`
 	Expires        time.Time        `json:"expires"`                  // a Refresh moves it
 	CredentialEnds time.Time        `json:"credential_ends,omitzero"` // never, if it is not there
@@ -51,7 +51,7 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 	out := make([]Allocation, 0, len(list))
 	for _, a := range list {
 		out = append(out, Allocation{
-			ID: uint64(a.ID), Pseudonym: a.Pseudonym, Tenant: a.Tenant, Credential: string(a.Credential), Client: a.Tuple.Client, Transport: s.transport(a.Tuple), Relayed: a.Relayed,
+			ID: uint64(a.ID), Pseudonym: a.Pseudonym, Tenant: a.Tenant, Credential: string(a.Credential), Client: a.Tuple.Client, Transport: transport(a.Tuple), Relayed: a.Relayed,
 			Since: a.Since, Expires: a.Expires, CredentialEnds: a.CredentialEnds, Permissions: a.Permissions, Channels: a.Channels,
 			ToPeerPackets: a.Traffic.SentPackets, ToPeerBytes: a.Traffic.SentBytes,
 			ToClientPackets: a.Traffic.ReceivedPackets, ToClientBytes: a.Traffic.ReceivedBytes,
@@ -60,14 +60,14 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 	return out
 }
 
-func (s *Server) transport(t core.Tuple) string {
-	if t.Transport != stun.ProtocolTCP {
-		return "udp"
-	}
-	if c := s.streams.get(t); c != nil && c.conn.TLS {
+func transport(t core.Tuple) string {
+	switch {
+	case t.TLS:
 		return "tls"
+	case t.Transport == stun.ProtocolTCP:
+		return "tcp"
 	}
-	return "tcp"
+	return "udp"
 }
 
 // Kill ends one allocation, and reports whether it was there.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,12 +71,17 @@ func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byt
 	}
 	w.act(&w.out)
 	if m := w.out.Method; m == stun.Allocate || m == stun.Refresh {
-		select {
-		case s.kick <- struct{}{}:
-		default: // it is awake already
-		}
+		s.wakeTimer()
 	}
 	return holds
+}
+
+// wakeTimer tells that a deadline may have come nearer.
+func (s *Server) wakeTimer() {
+	select {
+	case s.kick <- struct{}{}:
+	default: // it is awake already
+	}
 }
 
 // act does what the core asks for.
@@ -100,6 +106,15 @@ func (w *worker) act(out *core.Outbox) {
 			w.open(a)
 		case core.Close:
 			s.close(a)
+		case core.Dial:
+			do := *a
+			s.relays.Go(func() { s.dial(do) })
+		case core.Splice:
+			if c := s.streams.get(a.Tuple); c != nil {
+				c.peer, c.peerID = a.Relay.(*net.TCPConn), a.Conn // its own goroutine is here, and goes on with it
+			}
+		case core.CloseConn:
+			_ = a.Relay.(*net.TCPConn).Close() // nobody reads it any more
 		}
 	}
 }
@@ -108,58 +123,158 @@ func (w *worker) act(out *core.Outbox) {
 type relay struct {
 	id   core.ID
 	conn *net.UDPConn
+	pool *pool
 	port uint16
-	via  string // the client's transport; its connection is gone before the allocation
 }
 
-// open opens a relay socket for a and tells the core.
+// relaySocket is a relay or a tcpRelay.
+type relaySocket interface {
+	own(id core.ID) // notes whose it is
+	close()         // closes it and frees its port
+	serve(s *Server)
+}
+
+func (r *relay) own(id core.ID) { r.id = id }
+
+// socket is a relay socket as the core knows it.
+func (p *pool) socket(r relaySocket, port uint16) core.Socket {
+	local := p.Bind
+	switch {
+	case local == netip.IPv4Unspecified():
+		local = loopback4
+	case local == netip.IPv6Unspecified():
+		local = netip.IPv6Loopback()
+	}
+	return core.Socket{Relay: r, Relayed: netip.AddrPortFrom(p.Advertise, port), Local: netip.AddrPortFrom(local, port)}
+}
+
+var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// close closes r and frees its port.
+func (r *relay) close() {
+	_ = r.conn.Close() // nothing of a UDP socket can be lost by it
+	r.pool.give(r.port)
+}
+
+// family is 0 for IPv4, 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// open opens the relay sockets for a and tells the core.
 func (w *worker) open(a *core.Action) {
 	s := w.s
-	r, err := s.openRelay(a.ID, a.Even)
-	if err != nil {
-		s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "error", err)
-		s.mu.Lock()
-		s.core.OpenFailed(time.Now(), a.ID, &w.opened)
-		s.mu.Unlock()
-		w.act(&w.opened)
-		return
+	var opened []relaySocket
+	var got core.Sockets
+	for f := range got.Family {
+		if a.Families&(1<<f) == 0 {
+			continue
+		}
+		var err error
+		if r, held := a.Relay.(*relay); held {
+			got.Family[f] = r.pool.socket(r, r.port)
+		} else if a.TCP {
+			got.Family[f], err = s.openTCPRelay(f)
+		} else {
+			got.Family[f], got.Next, err = s.openRelay(f, a.Even, a.Next) // nobody reads the second until it is an allocation's
+		}
+		if err != nil {
+			s.log.Error("turn: no relay socket", "client", a.Tuple.Client, "family", []string{"IPv4", "IPv6"}[f], "error", err)
+			continue
+		}
+		r := got.Family[f].Relay.(relaySocket)
+		r.own(a.ID)
+		opened = append(opened, r)
+		s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", got.Family[f].Relayed)
 	}
-	r.via = s.transport(a.Tuple)
-	relayed := netip.AddrPortFrom(s.cfg.Relay.Advertise, r.port)
 	s.mu.Lock()
-	s.core.Opened(time.Now(), a.ID, r, relayed, &w.opened)
+	s.core.Opened(time.Now(), a.ID, got, &w.opened)
 	s.mu.Unlock()
-	s.relays.Go(func() { s.serveRelay(r) })
-	s.log.Debug("turn: allocation", "client", a.Tuple.Client, "relayed", relayed)
+	for _, r := range opened {
+		s.relays.Go(func() { r.serve(s) })
+	}
 	w.act(&w.opened)
 }
 
-// openRelay opens a socket on a free port of the relay range, chosen at random (RFC 8656 §7.2, RFC
-// 6056; CVE-2025-69217).
-func (s *Server) openRelay(id core.ID, even bool) (*relay, error) {
-	network := "udp4"
-	if s.cfg.Relay.Bind.Is6() {
-		network = "udp6"
-	}
-	var last error
-	for range bindTries {
-		port, ok := s.ports.take(even)
-		if !ok {
-			return nil, fmt.Errorf("relay ports %d to %d are all in use; widen turn.relay", s.cfg.Relay.MinPort, s.cfg.Relay.MaxPort)
+// openRelay opens a socket on a free port of a relay address of family f, and one on the next port if that
+// is asked for too.
+func (s *Server) openRelay(f int, even, pair bool) (got, next core.Socket, err error) {
+	err = s.onPort(f, even, pair, func(p *pool, port uint16) error {
+		r, err := p.open(port)
+		if !pair {
+			if err == nil {
+				got = p.socket(r, port)
+			}
+			return err
 		}
-		c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.cfg.Relay.Bind, port)))
-		if err == nil {
-			_ = c.SetReadBuffer(relayBuffer) // as in New
-			return &relay{id: id, conn: c, port: port}, nil
+		n, err2 := p.open(port + 1)
+		switch {
+		case err == nil && err2 == nil:
+			got, next = p.socket(r, port), p.socket(n, port+1)
+		case err == nil:
+			r.close()
+		case err2 == nil:
+			n.close()
 		}
-		s.ports.give(port)
-		last = err
-	}
-	return nil, fmt.Errorf("%d relay ports tried on %v, the last said: %w; see whether turn.relay.bind is an address of this machine and who else uses its ports", bindTries, s.cfg.Relay.Bind, last)
+		return errors.Join(err, err2)
+	})
+	return got, next, err
 }
 
-// serveRelay reads a relay socket until it is closed.
-func (s *Server) serveRelay(r *relay) {
+// openTCPRelay is openRelay for TCP.
+func (s *Server) openTCPRelay(f int) (got core.Socket, err error) {
+	err = s.onPort(f, false, false, func(p *pool, port uint16) error {
+		r, err := p.openTCP(port)
+		if err == nil {
+			got = p.socket(r, port)
+		}
+		return err
+	})
+	return got, err
+}
+
+// onPort calls open with a free port of a relay address of family f, both chosen at random (RFC 8656 §7.2,
+// RFC 6056; CVE-2025-69217), until it succeeds. A pair is that port and the next.
+func (s *Server) onPort(f int, even, pair bool, open func(p *pool, port uint16) error) error {
+	var last error
+	pools := s.pools[f]
+	for range bindTries {
+		p, port := pools[0], uint16(0)
+		ok := false
+		for i, start := 0, random(len(pools)); i < len(pools) && !ok; i++ {
+			p = pools[(start+i)%len(pools)]
+			port, ok = p.take(even, pair)
+		}
+		if !ok {
+			return errors.New("no relay port is free on any address of this family; widen the ports in turn.relay, or add an address")
+		}
+		if last = open(p, port); last == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%d relay ports tried, the last said: %w; see whether each bind in turn.relay is an address of this machine and who else uses its ports", bindTries, last)
+}
+
+// open opens the socket on a port that was taken, or gives the port back.
+func (p *pool) open(port uint16) (*relay, error) {
+	network := "udp4"
+	if p.Bind.Is6() {
+		network = "udp6"
+	}
+	c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Bind, port)))
+	if err != nil {
+		p.give(port)
+		return nil, err
+	}
+	_ = c.SetReadBuffer(relayBuffer) // as in New
+	return &relay{conn: c, pool: p, port: port}, nil
+}
+
+// serve reads a relay socket until it is closed.
+func (r *relay) serve(s *Server) {
 	w := newWorker(s)
 	b := s.buffers.take()
 	defer s.buffers.give(b)
@@ -192,49 +307,59 @@ func (s *Server) serveRelay(r *relay) {
 
 // close closes a relay socket, frees its port, and logs the allocation's end.
 func (s *Server) close(a *core.Action) {
-	r := a.Relay.(*relay)
-	_ = r.conn.Close() // nothing of a UDP socket can be lost by it
-	s.ports.give(r.port)
+	a.Relay.(relaySocket).close()
 	if e := a.Ended; e != nil {
-		s.sessionEnded(r, e)
+		s.sessionEnded(a.ID, e)
 	}
 }
 
 // sessionEnded writes the one line there is about each TURN session. Its fields are a contract with
 // whoever reads logs by program (docs/ops/operating.md): all are there each time.
-func (s *Server) sessionEnded(r *relay, e *core.Ended) {
+func (s *Server) sessionEnded(id core.ID, e *core.Ended) {
+	relayed := make([]string, 0, 2)
+	for _, r := range e.Relayed {
+		relayed = append(relayed, r.String())
+	}
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "turn: session ended",
-		slog.String("cause", e.Cause.String()), slog.String("pseudonym", e.Owner), slog.String("client", e.Tuple.Client.String()), slog.String("transport", r.via),
-		slog.String("relayed", e.Relayed.String()), slog.Uint64("id", uint64(r.id)), slog.String("tenant", e.Tenant), slog.String("credential", string(e.Credential)),
+		slog.String("cause", e.Cause.String()), slog.String("pseudonym", e.Owner), slog.String("client", e.Tuple.Client.String()), slog.String("transport", transport(e.Tuple)),
+		slog.String("relayed", strings.Join(relayed, ",")), slog.Uint64("id", uint64(id)), slog.String("tenant", e.Tenant), slog.String("credential", string(e.Credential)),
 		slog.Int64("age_ms", e.Age.Milliseconds()), slog.Int("peers", e.Peers),
 		slog.Uint64("to_peer_packets", e.Traffic.SentPackets), slog.Uint64("to_peer_bytes", e.Traffic.SentBytes),
 		slog.Uint64("to_client_packets", e.Traffic.ReceivedPackets), slog.Uint64("to_client_bytes", e.Traffic.ReceivedBytes))
 }
 
-// ports are the relay ports in use.
-type ports struct {
-	min, max uint16
+// pool is a relay address and which of its ports are in use.
+type pool struct {
+	Relay
 
 	mu   sync.Mutex // guards used
-	used []bool     // by port - min
+	used []bool     // by port - MinPort
 }
 
-func newPorts(lo, hi uint16) *ports {
-	return &ports{min: lo, max: hi, used: make([]bool, int(hi)-int(lo)+1)}
+func newPool(r Relay) *pool {
+	return &pool{Relay: r, used: make([]bool, int(r.MaxPort)-int(r.MinPort)+1)}
 }
 
-// take returns a port that is free, an even one if asked, and marks it as used. It starts looking at
-// a random place.
-func (p *ports) take(even bool) (port uint16, ok bool) {
+// random returns a number below n, which is not secret but not to be guessed.
+func random(n int) int {
 	var b [4]byte
 	rand.Read(b[:]) // never fails
+	return int(binary.BigEndian.Uint32(b[:]) % uint32(n))
+}
+
+// take returns a port that is free, an even one if asked, the first of two if asked, and marks it as
+// used, or both. It starts looking at a random place.
+func (p *pool) take(even, pair bool) (port uint16, ok bool) {
+	start := random(len(p.used))
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	start := int(binary.BigEndian.Uint32(b[:]) % uint32(len(p.used)))
 	for i := range p.used {
 		at := (start + i) % len(p.used)
-		if port = p.min + uint16(at); !p.used[at] && (!even || port&1 == 0) {
+		if port = p.MinPort + uint16(at); !p.used[at] && (!even || port&1 == 0) && (!pair || at+1 < len(p.used) && !p.used[at+1]) {
 			p.used[at] = true
+			if pair {
+				p.used[at+1] = true
+			}
 			return port, true
 		}
 	}
@@ -242,13 +367,13 @@ func (p *ports) take(even bool) (port uint16, ok bool) {
 }
 
 // give frees a port.
-func (p *ports) give(port uint16) {
+func (p *pool) give(port uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.used[port-p.min] {
+	if !p.used[port-p.MinPort] {
 		panic(fmt.Sprintf("turn: relay port %d freed twice", port))
 	}
-	p.used[port-p.min] = false
+	p.used[port-p.MinPort] = false
 }
 
 // buffer is room for a peer's packet. One goroutine holds it.

@@ -3,6 +3,7 @@ package turn
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -102,6 +103,10 @@ type stream struct {
 	done  bool // nothing is queued any more
 	end   streamEnd
 	ended bool // end is set
+
+	// The peer's connection that this one has been joined to, by its own goroutine; nil = none.
+	peer   *net.TCPConn
+	peerID core.Conn
 }
 
 // because notes why the connection ends; the first reason counts.
@@ -209,7 +214,7 @@ func (s *Server) serveStream(conn *listen.Conn) {
 	number := uint16(len(s.listeners) + conn.Listener)
 	c := &stream{
 		conn: conn, wake: make(chan struct{}, 1),
-		tuple: core.Tuple{Client: conn.Remote, Listener: number, Transport: stun.ProtocolTCP, Tenant: s.chosen.by(number, conn.ServerName)},
+		tuple: core.Tuple{Client: conn.Remote, Listener: number, Transport: stun.ProtocolTCP, TLS: conn.TLS, Tenant: s.chosen.by(number, conn.ServerName)},
 	}
 	conn.SetWriteBuffer(streamBuffer)
 	if !s.streams.add(c) {
@@ -222,7 +227,7 @@ func (s *Server) serveStream(conn *listen.Conn) {
 	var writer sync.WaitGroup
 	writer.Go(c.write)
 	w := newWorker(s)
-	err := s.readStream(c, w)
+	rest, err := s.readStream(c, w)
 	if s.stopping.Load() {
 		c.because(endShutdown)
 	}
@@ -238,13 +243,16 @@ func (s *Server) serveStream(conn *listen.Conn) {
 		conn.Abort()
 	}
 	writer.Wait()
+	if c.peer != nil {
+		s.splice(conn, rest, c.peer, c.peerID)
+	}
 	s.streams.ends[c.end].Add(1)
 	s.log.Debug("turn: connection ended", "client", conn.Remote, "cause", streamEnds[c.end], "error", err)
 }
 
 // readStream hands the messages of a connection to the core until it ends, and notes why if that is
-// not the client's doing.
-func (s *Server) readStream(c *stream, w *worker) error {
+// not the client's doing. Joined to a peer's connection it returns what the client has sent beyond.
+func (s *Server) readStream(c *stream, w *worker) (rest []byte, err error) {
 	f := framer{r: c.conn, longest: strangerFrame, rfc5766: s.cfg.ChannelNumbers5766}
 	held := time.Now() // when it last had an allocation
 	var armed time.Time
@@ -253,7 +261,7 @@ func (s *Server) readStream(c *stream, w *worker) error {
 	for {
 		if armed != next {
 			if err := c.conn.SetReadDeadline(next); err != nil {
-				return err
+				return nil, err
 			}
 			armed = next
 		}
@@ -272,17 +280,20 @@ func (s *Server) readStream(c *stream, w *worker) error {
 				continue
 			}
 			c.because(endIdle)
-			return err
+			return nil, err
 		case errors.Is(err, stun.ErrFraming):
 			c.because(endFraming)
-			return err
+			return nil, err
 		case errors.Is(err, errTooLong):
 			c.because(endTooLong)
-			return err
+			return nil, err
 		default:
-			return err
+			return nil, err
 		}
 		holds := s.fromClient(w, now, c.tuple, m)
+		if c.peer != nil {
+			return f.buf[f.from:f.to], c.conn.SetReadDeadline(time.Time{})
+		}
 		if holds {
 			held, f.longest = now, stun.MaxStreamSize
 		} else {
@@ -292,12 +303,12 @@ func (s *Server) readStream(c *stream, w *worker) error {
 			malformed = 0
 		} else if malformed++; malformed == malformedMax {
 			c.because(endFraming)
-			return stun.ErrFraming
+			return nil, stun.ErrFraming
 		}
 		// Under steady traffic no deadline would ever pass.
 		if !holds && now.Sub(held) >= s.cfg.Idle {
 			c.because(endIdle)
-			return os.ErrDeadlineExceeded
+			return nil, os.ErrDeadlineExceeded
 		}
 	}
 }

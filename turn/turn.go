@@ -69,7 +69,7 @@ type Other struct {
 	ServerNames []string         // without regard to case
 }
 
-// Config is how a [Server] is. The Tenant in it, Listen or TCP, and Relay.Bind are required. That
+// Config is how a [Server] is. The Tenant in it, Listen or TCP, and Relays are required. That
 // tenant challenges clients on every listener that is not another's.
 type Config struct {
 	Log *slog.Logger // nil = discard
@@ -77,7 +77,7 @@ type Config struct {
 	Tenants []Other
 
 	Listen []netip.AddrPort
-	Relay  Relay
+	Relays []Relay // of IPv4, IPv6 or both; of one family each allocation takes one at random
 
 	// TCP are addresses for clients on TCP and TLS, told apart by their first byte; none = none.
 	TCP []netip.AddrPort
@@ -104,6 +104,14 @@ type Config struct {
 	// §12 gave up. Debian's turnutils_uclient needs it.
 	ChannelNumbers5766 bool
 
+	// NATDiscovery answers RFC 5780's questions on four of Listen: two addresses with the same two ports.
+	// NATReflect takes RESPONSE-PORT and PADDING too, which others can misuse.
+	NATDiscovery, NATReflect bool
+	// Mobility lets clients take their allocations along to another address (RFC 8016).
+	Mobility bool
+	// TCPRelay lets clients on TCP and TLS have relays on TCP (RFC 6062).
+	TCPRelay bool
+
 	// Replies to one source address that has not shown a valid nonce: at once, and a second.
 	// Zeros mean 100 and 20.
 	ReplyBurst int
@@ -119,7 +127,7 @@ type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	listeners []*net.UDPConn
-	ports     *ports
+	pools     [2][]*pool // of relay ports: IPv4, IPv6
 	buffers   bufferPool
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
@@ -133,6 +141,9 @@ type Server struct {
 	chosen    choices
 	refuseOwn func(*Tenant) // adds what is ours to its policy; set by ownPeers
 
+	serving   context.Context // until it closes its sockets
+	stopServe context.CancelFunc
+
 	mu   sync.Mutex // guards core
 	core *core.Core
 }
@@ -142,7 +153,8 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, ports: newPorts(cfg.Relay.MinPort, cfg.Relay.MaxPort), kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
+	s := &Server{cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
+	s.serving, s.stopServe = context.WithCancel(context.Background())
 	for _, a := range cfg.Listen {
 		c, err := listen.UDP("turn.listen", a)
 		if err != nil {
@@ -156,11 +168,21 @@ func New(cfg Config) (*Server, error) {
 	if err := s.newStreams(); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 	}
+	families := byte(0)
+	for _, r := range s.cfg.Relays {
+		f := family(r.Bind)
+		families |= 1 << f // stun.FamilyIPv4, stun.FamilyIPv6
+		s.pools[f] = append(s.pools[f], newPool(r))
+	}
 	if err := s.ownPeers(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	nat, err := s.natDiscovery()
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	c := core.Config{
-		Tenant: s.cfg.Tenant, RelayIPv6: s.cfg.Relay.Advertise.Is6(),
+		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}
@@ -182,26 +204,14 @@ func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Relay.MinPort == 0 && c.Relay.MaxPort == 0 {
-		c.Relay.MinPort, c.Relay.MaxPort = 49152, 65535
-	}
-	if !c.Relay.Advertise.IsValid() {
-		c.Relay.Advertise = c.Relay.Bind
-	}
-	c.Relay.Bind, c.Relay.Advertise = c.Relay.Bind.Unmap(), c.Relay.Advertise.Unmap()
+	ports, err := c.completeRelays()
 	switch {
 	case len(c.Listen)+len(c.TCP) == 0:
 		return errors.New("turn: no address to listen on; set turn.listen")
 	case len(c.Listen)+len(c.TCP) > 1<<16:
 		return fmt.Errorf("turn: %d addresses to listen on, at most %d", len(c.Listen)+len(c.TCP), 1<<16)
-	case !c.Relay.Bind.IsValid():
-		return errors.New("turn: no address for relay sockets; set turn.relay.bind")
-	case c.Relay.Advertise.IsUnspecified():
-		return fmt.Errorf("turn: relay address %v cannot be told to anybody; set turn.relay.advertise", c.Relay.Advertise)
-	case c.Relay.Bind.Is4() != c.Relay.Advertise.Is4():
-		return fmt.Errorf("turn: relay.bind %v and relay.advertise %v are of different families", c.Relay.Bind, c.Relay.Advertise)
-	case c.Relay.MinPort < 1024 || c.Relay.MinPort > c.Relay.MaxPort:
-		return fmt.Errorf("turn: relay ports %d to %d: want 1024 <= min <= max (RFC 8656 §7.2)", c.Relay.MinPort, c.Relay.MaxPort)
+	case err != nil:
+		return err
 	case c.MaxAllocations < 0 || c.MaxPermissions < 0 || c.MaxChannels < 0 || c.ReplyBurst < 0 || c.ReplyRate < 0 ||
 		c.MaxConnections < 0 || c.MaxConnectionsSource < 0 || c.Idle < 0:
 		return errors.New("turn: a limit is negative")
@@ -216,11 +226,48 @@ func (c *Config) complete() error {
 	setDefault(&c.MaxChannels, 64)
 	setDefault(&c.Drain, 2*time.Second)
 	setDefault(&c.Idle, defaultIdle)
-	all := int(c.Relay.MaxPort) - int(c.Relay.MinPort) + 1
-	if c.MaxAllocations == 0 || c.MaxAllocations > all {
-		c.MaxAllocations = all
+	if c.MaxAllocations == 0 || c.MaxAllocations > ports {
+		c.MaxAllocations = ports
 	}
 	return nil
+}
+
+// completeRelays does so for Relays, and returns how many ports they have.
+func (c *Config) completeRelays() (ports int, err error) {
+	c.Relays = slices.Clone(c.Relays)
+	if len(c.Relays) == 0 {
+		return 0, errors.New("turn: no address for relay sockets; set turn.relay")
+	}
+	for i := range c.Relays {
+		r := &c.Relays[i]
+		if r.MinPort == 0 && r.MaxPort == 0 {
+			r.MinPort, r.MaxPort = 49152, 65535
+		}
+		if !r.Advertise.IsValid() {
+			r.Advertise = r.Bind
+		}
+		r.Bind, r.Advertise = r.Bind.Unmap(), r.Advertise.Unmap()
+		key := fmt.Sprintf("turn.relay[%d]", i)
+		switch {
+		case !r.Bind.IsValid():
+			return 0, fmt.Errorf("turn: no address for relay sockets; set %s.bind", key)
+		case r.Advertise.IsUnspecified():
+			return 0, fmt.Errorf("turn: relay address %v cannot be told to anybody; set %s.advertise", r.Advertise, key)
+		case r.Bind.Is4() != r.Advertise.Is4():
+			return 0, fmt.Errorf("turn: %s.bind %v and advertise %v are of different families", key, r.Bind, r.Advertise)
+		case r.MinPort < 1024 || r.MinPort > r.MaxPort:
+			return 0, fmt.Errorf("turn: %s.ports %d to %d: want 1024 <= min <= max (RFC 8656 §7.2)", key, r.MinPort, r.MaxPort)
+		}
+		for j, o := range c.Relays[:i] {
+			// Two sockets on one port, or two allocations with one relayed address.
+			same := o.Advertise == r.Advertise || o.Bind == r.Bind || o.Bind.Is4() == r.Bind.Is4() && (o.Bind.IsUnspecified() || r.Bind.IsUnspecified())
+			if same && o.MinPort <= r.MaxPort && r.MinPort <= o.MaxPort {
+				return 0, fmt.Errorf("turn: %s.ports %d to %d overlap with those of turn.relay[%d] on the same address; give each a range of its own", key, r.MinPort, r.MaxPort, j)
+			}
+		}
+		ports += int(r.MaxPort) - int(r.MinPort) + 1
+	}
+	return ports, nil
 }
 
 func setDefault[T int | time.Duration](v *T, d T) {
@@ -237,17 +284,23 @@ func (s *Server) ownPeers() error {
 	if err != nil {
 		return fmt.Errorf("turn: list this machine's addresses, to refuse them as peers: %w", err)
 	}
-	own := []netip.Addr{s.cfg.Relay.Advertise, s.cfg.Relay.Bind}
+	var own, advertised []netip.Addr
+	for _, r := range s.cfg.Relays {
+		advertised = append(advertised, r.Advertise)
+		own = append(own, r.Advertise, r.Bind)
+	}
 	for _, i := range machine {
 		if p, err := netip.ParsePrefix(i.String()); err == nil {
 			own = append(own, p.Addr().Unmap())
 		}
 	}
 	var listeners []netip.AddrPort
-	for _, a := range s.Addrs() {
+	for _, a := range slices.Concat(s.Addrs(), s.TCPAddrs()) {
 		if !a.Addr().IsUnspecified() {
-			// The second is ours as well behind a one-to-one NAT.
-			listeners = append(listeners, a, netip.AddrPortFrom(s.cfg.Relay.Advertise, a.Port()))
+			listeners = append(listeners, a)
+			for _, o := range advertised { // ours as well behind a one-to-one NAT
+				listeners = append(listeners, netip.AddrPortFrom(o, a.Port()))
+			}
 			continue
 		}
 		for _, o := range own {
@@ -285,6 +338,7 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 
 // Close closes the listening sockets and connections of a server that is not to be served. Serve closes them itself.
 func (s *Server) Close() error {
+	s.stopServe()
 	var errs []error
 	for _, c := range s.listeners {
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
@@ -320,6 +374,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.mu.Unlock()
 	w.act(&w.out)
 	s.stopping.Store(true)
+	s.stopServe()
 	closeErr := s.Close()
 	readers.Wait() // from here on no relay is opened
 	close(stop)

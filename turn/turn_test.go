@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -60,7 +61,7 @@ func start(t testing.TB, change ...func(*Config)) *bench {
 	b := &bench{t: t, ring: keyring.New(name), log: new(journal)}
 	cfg := Config{
 		Log:    slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relay: Relay{Bind: loopback, MinPort: 50000, MaxPort: 59999},
+		Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relays: []Relay{{Bind: loopback, MinPort: 50000, MaxPort: 59999}},
 		Tenant: Tenant{Name: name, Keys: b.ring, Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32), MinPort: 1024, MaxPort: 65535})},
 		Drain:  time.Millisecond,
 	}
@@ -121,9 +122,11 @@ func (b *bench) client(cr turnclient.Credential) *turnclient.Client {
 }
 
 // echo is a peer that sends back what it gets.
-func echo(t testing.TB) netip.AddrPort {
+func echo(t testing.TB) netip.AddrPort { return echoOn(t, loopback) }
+
+func echoOn(t testing.TB, at netip.Addr) netip.AddrPort {
 	t.Helper()
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: at.AsSlice()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +275,7 @@ func TestSessions(t *testing.T) {
 		if a.Pseudonym != want.pseudonym || a.Credential != want.credential || a.Transport != want.transport || a.Client != clients[i].LocalAddr() {
 			t.Errorf("%+v, want %v", a, want)
 		}
-		if one, ok := b.s.Session(a.ID); !ok || one.Relayed != a.Relayed || !one.Expires.After(time.Now()) {
+		if one, ok := b.s.Session(a.ID); !ok || !slices.Equal(one.Relayed, a.Relayed) || len(a.Relayed) != 1 || !one.Expires.After(time.Now()) {
 			t.Errorf("%+v, %v", one, ok)
 		}
 	}
@@ -486,7 +489,7 @@ func TestPorts(t *testing.T) {
 	lo := probe.LocalAddr().(*net.UDPAddr).AddrPort().Port() &^ 3
 	defer closed(t, probe) // one of the four is another program's
 	b := start(t, func(c *Config) {
-		c.Relay.MinPort, c.Relay.MaxPort, c.Quota, c.MaxAllocations = lo, lo+3, 10, 10
+		c.Relays[0].MinPort, c.Relays[0].MaxPort, c.Quota, c.MaxAllocations = lo, lo+3, 10, 10
 	})
 	ctx := timeout(t)
 	var open []*turnclient.Client
@@ -522,20 +525,230 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// TestHairpin: two clients of a server behind a one-to-one NAT that sends nothing back reach one
+// another by their relayed addresses.
+func TestHairpin(t *testing.T) {
+	public := netip.MustParseAddr("203.0.113.9") // no address of this machine
+	for _, bind := range []netip.Addr{loopback, netip.IPv4Unspecified()} {
+		t.Run(bind.String(), func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t) })
+			b := start(t, func(c *Config) {
+				c.Relays = []Relay{{Bind: bind, Advertise: public, MinPort: 50000, MaxPort: 59999}}
+				c.Peers = peerpolicy.General()
+			})
+			ctx := timeout(t)
+			var clients [2]*turnclient.Client
+			var relayed [2]netip.AddrPort
+			for i := range clients {
+				clients[i] = b.client(turnclient.TokenUsername(b.issue(fmt.Sprint("p", i), time.Hour)))
+				a, err := clients[i].Allocate(ctx, 0)
+				if err != nil || a.Relayed.Addr() != public {
+					t.Fatalf("%+v, %v", a, err)
+				}
+				relayed[i] = a.Relayed
+			}
+			for i, c := range clients {
+				if err := c.CreatePermission(ctx, relayed[1-i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := clients[1].ChannelBind(ctx, relayed[0]); err != nil {
+				t.Fatal(err)
+			}
+			for i, c := range clients {
+				if err := c.Send(relayed[1-i], []byte("across")); err != nil {
+					t.Fatal(err)
+				}
+				if p, err := clients[1-i].Receive(ctx); err != nil || p.Peer != relayed[i] || string(p.Data) != "across" {
+					t.Errorf("%+v, %v", p, err)
+				}
+			}
+		})
+	}
+}
+
+// TestRelayAddresses: allocations spread over the addresses, and all ports of all are used.
+func TestRelayAddresses(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	second := netip.MustParseAddr("127.0.0.2") // Linux has all of 127.0.0.0/8
+	if c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: second.AsSlice()}); err != nil {
+		t.Skip(err)
+	} else {
+		closed(t, c)
+	}
+	b := start(t, func(c *Config) {
+		c.Relays = []Relay{{Bind: loopback, MinPort: 50000, MaxPort: 50009}, {Bind: second, MinPort: 50000, MaxPort: 50009}}
+	})
+	ctx := timeout(t)
+	used := map[netip.Addr]int{}
+	for {
+		a, err := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour))).Allocate(ctx, 0)
+		if err != nil {
+			if turnclient.Code(err) != 508 {
+				t.Error(err)
+			}
+			break
+		}
+		used[a.Relayed.Addr()]++
+	}
+	// Another program may have some of them.
+	if used[loopback] < 5 || used[second] < 5 || used[loopback]+used[second] > 20 || b.s.cfg.MaxAllocations != 20 {
+		t.Errorf("allocations by address: %v", used)
+	}
+}
+
+// TestFamilies: clients of IPv4 and IPv6 reach peers of IPv4 and IPv6 by one allocation of both, and
+// keep one when the other is deleted.
+func TestFamilies(t *testing.T) {
+	six := netip.IPv6Loopback()
+	peers := []netip.AddrPort{echo(t), echoOn(t, six)}
+	for i, client := range []string{"IPv4 client", "IPv6 client"} {
+		t.Run(client, func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
+			b := start(t, func(c *Config) {
+				c.Listen = append(c.Listen, netip.AddrPortFrom(six, 0))
+				c.Relays = append(c.Relays, Relay{Bind: six, MinPort: 50000, MaxPort: 59999})
+				c.Peers = peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(loopback, 32)}, peerpolicy.Range{Prefix: netip.PrefixFrom(six, 128)})
+			})
+			ctx := timeout(t)
+			c, err := turnclient.Dial(turnclient.Config{Server: b.s.Addrs()[i], Credential: turnclient.TokenUsername(b.issue("p1", time.Hour))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { closed(t, c) })
+			small := func(typ stun.Attr, v byte) turnclient.Attribute {
+				return func(m []byte) []byte { return stun.AppendByte(m, typ, v) }
+			}
+			a, err := c.Allocate(ctx, 0, small(stun.AttrAdditionalAddressFamily, stun.FamilyIPv6))
+			if err != nil || a.Relayed.Addr() != loopback || a.Second.Addr() != six || a.Mapped != c.LocalAddr() {
+				t.Fatalf("%+v, %v", a, err)
+			}
+			if err := c.CreatePermission(ctx, peers...); err != nil {
+				t.Fatal(err)
+			}
+			round := func(peer netip.AddrPort) {
+				t.Helper()
+				if err := c.Send(peer, []byte("there and back")); err != nil {
+					t.Fatal(err)
+				}
+				if p, err := c.Receive(ctx); err != nil || p.Peer != peer || string(p.Data) != "there and back" {
+					t.Fatalf("%+v, %v", p, err)
+				}
+			}
+			for _, p := range peers {
+				round(p)
+				if _, err := c.ChannelBind(ctx, p); err != nil {
+					t.Fatal(err)
+				}
+				round(p)
+			}
+			if l := b.s.Sessions(""); len(l) != 1 || !slices.Equal(l[0].Relayed, []netip.AddrPort{a.Relayed, a.Second}) {
+				t.Errorf("%+v", l)
+			}
+			if _, err := c.Refresh(ctx, 0, small(stun.AttrRequestedAddressFamily, stun.FamilyIPv4)); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.CreatePermission(ctx, peers[0]); turnclient.Code(err) != 443 {
+				t.Errorf("permission of a deleted family: %v", err)
+			}
+			round(peers[1])
+			// The relay port of the half is free again.
+			free, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(a.Relayed))
+			if err != nil {
+				t.Fatal(err)
+			}
+			closed(t, free)
+			b.stop()
+		})
+	}
+}
+
+// portsInUse counts the relay ports that the server holds.
+func (b *bench) portsInUse() (n int) {
+	for _, p := range slices.Concat(b.s.pools[:]...) {
+		p.mu.Lock()
+		for _, used := range p.used {
+			if used {
+				n++
+			}
+		}
+		p.mu.Unlock()
+	}
+	return n
+}
+
+// TestReservation: the port behind an even one is held, by a socket, for another client of the owner.
+func TestReservation(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	peer := echo(t)
+	b := start(t)
+	ctx := timeout(t)
+	even := func(m []byte) []byte { return stun.AppendAttr(m, stun.AttrEvenPort, []byte{0x80}) }
+	rtp, rtcp, stranger := b.client(turnclient.TokenUsername(b.issue("p1", time.Hour))), b.client(turnclient.AccessToken(b.issue("p1", time.Hour))), b.client(turnclient.AccessToken(b.issue("p2", time.Hour)))
+	first, err := rtp.Allocate(ctx, 0, even)
+	if err != nil || first.Relayed.Port()&1 != 0 || len(first.Reservation) != 8 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	next := netip.AddrPortFrom(first.Relayed.Addr(), first.Relayed.Port()+1)
+	if c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(next)); err == nil {
+		closed(t, c)
+		t.Error("the port behind is free to others")
+	}
+	token := func(m []byte) []byte { return stun.AppendAttr(m, stun.AttrReservationToken, first.Reservation) }
+	if _, err := stranger.Allocate(ctx, 0, token); turnclient.Code(err) != 508 {
+		t.Errorf("somebody else redeems: %v", err)
+	}
+	second, err := rtcp.Allocate(ctx, 0, token)
+	if err != nil || second.Relayed != next {
+		t.Fatalf("%+v, %v, want %v", second, err, next)
+	}
+	if err := rtcp.CreatePermission(ctx, peer); err != nil {
+		t.Fatal(err)
+	}
+	if err := rtcp.Send(peer, []byte("RTCP")); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := rtcp.Receive(ctx); err != nil || string(p.Data) != "RTCP" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if n := b.portsInUse(); n != 2 {
+		t.Errorf("%d relay ports in use, want 2", n)
+	}
+	// One that is never redeemed ends with the server at the latest; 30 s are the core's test.
+	if _, err := stranger.Allocate(ctx, 0, even); err != nil {
+		t.Fatal(err)
+	}
+	if n := b.portsInUse(); n != 4 {
+		t.Errorf("%d relay ports in use, want 4", n)
+	}
+	b.stop()
+	if n := b.portsInUse(); n != 0 {
+		t.Errorf("%d relay ports in use after the end", n)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	good := func() Config {
-		return Config{Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relay: Relay{Bind: loopback}, Tenant: Tenant{Name: name, Peers: peerpolicy.General(), Keys: keyring.New(name)}}
+		return Config{Listen: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Relays: []Relay{{Bind: loopback}}, Tenant: Tenant{Name: name, Peers: peerpolicy.General(), Keys: keyring.New(name)}}
 	}
 	for what, change := range map[string]func(*Config){
-		"name":          func(c *Config) { c.Name = "" },
-		"quote":         func(c *Config) { c.Name = `a"b` },
-		"long name":     func(c *Config) { c.Name = strings.Repeat("a", 128) },
-		"listen":        func(c *Config) { c.Listen = nil },
-		"relay.bind":    func(c *Config) { c.Relay.Bind = netip.Addr{} },
-		"advertise":     func(c *Config) { c.Relay.Bind = netip.IPv4Unspecified() },
-		"families":      func(c *Config) { c.Relay.Advertise = netip.IPv6Loopback() },
-		"relay ports":   func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 100, 200 },
-		"ports swapped": func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 50000, 40000 },
+		"name":                 func(c *Config) { c.Name = "" },
+		"quote":                func(c *Config) { c.Name = `a"b` },
+		"long name":            func(c *Config) { c.Name = strings.Repeat("a", 128) },
+		"listen":               func(c *Config) { c.Listen = nil },
+		"relay":                func(c *Config) { c.Relays = nil },
+		"relay.bind":           func(c *Config) { c.Relays[0].Bind = netip.Addr{} },
+		"one port, two relays": func(c *Config) { c.Relays = append(c.Relays, Relay{Bind: loopback, MinPort: 65535, MaxPort: 65535}) },
+		"one address, two relays": func(c *Config) {
+			c.Relays = append(c.Relays, Relay{Bind: netip.MustParseAddr("127.0.0.2"), Advertise: loopback})
+		},
+		"any address, two relays": func(c *Config) {
+			c.Relays = append(c.Relays, Relay{Bind: netip.IPv4Unspecified(), Advertise: netip.MustParseAddr("192.0.2.1")})
+		},
+		"advertise":     func(c *Config) { c.Relays[0].Bind = netip.IPv4Unspecified() },
+		"families":      func(c *Config) { c.Relays[0].Advertise = netip.IPv6Loopback() },
+		"relay ports":   func(c *Config) { c.Relays[0].MinPort, c.Relays[0].MaxPort = 100, 200 },
+		"ports swapped": func(c *Config) { c.Relays[0].MinPort, c.Relays[0].MaxPort = 50000, 40000 },
 		"peers":         func(c *Config) { c.Peers = peerpolicy.Policy{} },
 		"keys":          func(c *Config) { c.Keys = nil },
 		"policy":        func(c *Config) { c.Policy = 9 },

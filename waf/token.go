@@ -287,7 +287,7 @@ type turnToken struct {
 	KID             string      `json:"kid"`
 	Key             string      `json:"key"` // base64 of the mac_key
 	Alg             string      `json:"alg"`
-	ICEServers      []iceServer `json:"ice_servers"`
+	ICEServers      []iceServer `json:"ice_servers,omitempty"`
 }
 
 type iceServer struct {
@@ -339,7 +339,7 @@ func (s *Server) exchange(r *http.Request, p values, _ Client) (any, *tokenError
 	}
 	kid := ring.KID(c.Pseudonym)
 	key, format, _, ok := ring.Key(kid)
-	if !ok { // the pseudonym is ours, so only a keyring without a master gives this
+	if !ok { // the pseudonym is ours, so only a keyring without a key that seals gives this
 		return nil, noStore(errors.New("the keyring has no key for its own kid"))
 	}
 	tok, err := token.Seal(format, key, ring.Server(), token.Payload{
@@ -349,6 +349,10 @@ func (s *Server) exchange(r *http.Request, p values, _ Client) (any, *tokenError
 	}
 	s.stats.turnTokens.Add(1)
 	s.log.Info("TURN token issued", append(who, "server", ring.Server(), "life", s.cfg.TURNTokenLife, "from", limit.Source(r))...)
+	var ice []iceServer
+	if urls := s.cfg.TURNURLs[ring.Server()]; len(urls) > 0 {
+		ice = []iceServer{{URLs: urls, Username: string(token.AppendUsername(nil, kid, tok)), Credential: string(token.Credential(macKey).Expose())}}
+	}
 	return turnToken{
 		AccessToken:     base64.StdEncoding.EncodeToString(tok),
 		IssuedTokenType: typeAccessToken,
@@ -357,8 +361,7 @@ func (s *Server) exchange(r *http.Request, p values, _ Client) (any, *tokenError
 		KID:             kid,
 		Key:             base64.StdEncoding.EncodeToString(macKey.Expose()),
 		Alg:             alg,
-		ICEServers: []iceServer{{URLs: s.cfg.TURNURLs[ring.Server()], Username: string(token.AppendUsername(nil, kid, tok)),
-			Credential: string(token.Credential(macKey).Expose())}},
+		ICEServers:      ice,
 	}, nil
 }
 

@@ -62,7 +62,8 @@ type Config struct {
 	Store store.Store
 	// Rings are the keys of each TURN server that tokens are issued for. The first is the default.
 	Rings []*keyring.Ring
-	// TURNURLs are the ICE server URLs (RFC 7065) of each TURN server, by its name.
+	// TURNURLs are the ICE server URLs (RFC 7065) of each TURN server, by its name. Tokens for a server
+	// without are not told to browsers in ice_servers; the first has some.
 	TURNURLs map[string][]string
 	// SigningKeyFile holds the ES256 key of SIP tokens, PEM, 0600. It is made when absent.
 	SigningKeyFile string
@@ -235,7 +236,7 @@ func (c Config) validate() error {
 		}
 		seen[r.Server()] = true
 		urls := c.TURNURLs[r.Server()]
-		if len(urls) == 0 {
+		if len(urls) == 0 && r == c.Rings[0] {
 			return fmt.Errorf("no URL for the TURN server %q; set turn.urls", r.Server())
 		}
 		for _, u := range urls {

@@ -73,7 +73,7 @@ func (h *house) observe() error {
 		return 0
 	}})
 	if h.cert != nil {
-		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, in seconds since 1970.", func() float64 {
+		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, of several the first, in seconds since 1970; 0 = there is none.", func() float64 {
 			leaf, err := h.leaf()
 			if err != nil {
 				return 0
@@ -82,7 +82,7 @@ func (h *house) observe() error {
 		}})
 	}
 	if h.has("turn") {
-		n := float64(h.file.TURN.Relay.Ports.Count())
+		n := float64(h.file.TURN.RelayPorts())
 		gauges = append(gauges, gauge{"wicgate_turn_relay_ports", "Relay ports, the most allocations that there can be.", func() float64 { return n }})
 	}
 	for _, g := range gauges {
@@ -104,6 +104,9 @@ func (h *house) observe() error {
 
 // leaf is the certificate that browsers are shown.
 func (h *house) leaf() (*x509.Certificate, error) {
+	if h.acme != nil {
+		return h.acme.Leaf()
+	}
 	c, err := h.cert(&tls.ClientHelloInfo{})
 	if err != nil {
 		return nil, err
@@ -140,6 +143,12 @@ func (h *house) watch() {
 	if h.cert != nil {
 		h.health.Watch("certificate", func(context.Context) error {
 			leaf, err := h.leaf()
+			if err != nil && h.acme != nil {
+				return err // there is none: nobody can connect here
+			}
+			if err == nil && h.acme != nil {
+				err = h.acme.Err()
+			}
 			if err == nil && time.Now().After(leaf.NotAfter) {
 				err = fmt.Errorf("expired on %s; renew it", leaf.NotAfter.UTC().Format(time.DateTime))
 			}
@@ -253,9 +262,12 @@ type turnSessions struct{ s *turn.Server }
 func (t turnSessions) Sessions() (out []admin.Session) {
 	for _, a := range t.s.Sessions("") {
 		x := admin.Session{
-			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: a.Relayed.String(),
+			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: []string{},
 			Since: a.Since, Expires: a.Expires, Credential: a.Credential, CredentialEnds: a.CredentialEnds, Permissions: []string{}, Channels: []string{},
 			ToPeerPackets: a.ToPeerPackets, ToPeerBytes: a.ToPeerBytes, ToClientPackets: a.ToClientPackets, ToClientBytes: a.ToClientBytes,
+		}
+		for _, r := range a.Relayed {
+			x.Relayed = append(x.Relayed, r.String())
 		}
 		for _, p := range a.Permissions {
 			x.Permissions = append(x.Permissions, p.String())

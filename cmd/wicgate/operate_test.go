@@ -53,7 +53,7 @@ func TestEachCounterIsAMetric(t *testing.T) {
 }
 
 var sessionsShown = admin.SessionList{Left: 3, Sessions: []admin.Session{
-	{ID: "7", Pseudonym: "5cUbjNn1ezD3u7vBkGfE0g", Client: "198.51.100.200:50000", Transport: "udp", Relayed: "203.0.113.1:49170",
+	{ID: "7", Pseudonym: "5cUbjNn1ezD3u7vBkGfE0g", Client: "198.51.100.200:50000", Transport: "udp", Relayed: []string{"203.0.113.1:49170"},
 		Since: at(-12 * time.Second), Expires: at(588 * time.Second), Credential: "token", CredentialEnds: at(time.Hour), ToPeerBytes: 999, ToClientBytes: 123456, ToPeerPackets: 9, ToClientPackets: 1234},
 	{ID: "1234567", Pseudonym: "p", Client: "[2001:db8:1234:5678:9abc:def0:1234:5678]:50000", Transport: "tls", Since: at(-50 * time.Hour), Expires: at(time.Hour),
 		ToPeerBytes: 1 << 40, ToClientBytes: 9996, Permissions: []string{"192.0.2.1", "192.0.2.2"}, Channels: []string{"0x4000 192.0.2.1:40000"}},

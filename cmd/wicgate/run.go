@@ -19,6 +19,7 @@ import (
 	"wicgate/democore"
 	"wicgate/epcscf"
 	"wicgate/imsagw"
+	"wicgate/internal/acme"
 	"wicgate/internal/check"
 	"wicgate/internal/config"
 	"wicgate/internal/iq"
@@ -112,7 +113,9 @@ type house struct {
 
 	bus      *store.NATS
 	rings    *keyring.Ring
-	ca       *listen.CA // nil where a certificate is configured
+	foreign  []*keyring.Ring // of TURN servers elsewhere, plain, see openKeys
+	ca       *listen.CA      // nil where a certificate is configured
+	acme     *acme.Client    // nil: certificates are not got by ACME
 	cert     func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client   *http.Client
 	users    []waf.User // demo users, where there are any
@@ -142,11 +145,11 @@ func (h *house) build() error {
 		when  bool
 		build func(*http.ServeMux) error
 	}{
-		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "", h.openBus},
+		{h.has("waf") || h.has("epcscf") || h.has("imsagw") || h.has("turn") && h.file.Bus.URL != "" || h.usesACME(), h.openBus},
 		{h.has("waf") || h.has("epcscf") || h.has("turn"), h.openNews},
 		{h.has("waf") || h.has("turn"), h.openKeys},
 		{h.has("waf") || h.has("wwsf") || h.has("epcscf"), func(*http.ServeMux) error { front = true; return nil }},
-		{h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0, h.openTrust},
+		{h.usesTLS(), h.openTrust},
 		{h.has("turn"), h.turn},
 		{h.has("imsagw"), h.imsagw},
 		{h.has("democore"), h.democore},
@@ -187,12 +190,6 @@ func (h *house) openBus(*http.ServeMux) (err error) {
 	return err
 }
 
-func (h *house) openKeys(*http.ServeMux) (err error) {
-	h.rings, err = keyring.OpenFile(h.path(h.file.TURN.Keys, "turn-keys.json"), h.file.TURN.Name)
-	h.reloader.rings = append(h.reloader.rings, h.rings)
-	return err
-}
-
 // path is a configured file, or its place in the data folder.
 func (h *house) path(configured, name string) string {
 	if configured != "" {
@@ -206,7 +203,12 @@ func (h *house) path(configured, name string) string {
 func (h *house) openTrust(*http.ServeMux) (err error) {
 	var pool *x509.CertPool // nil: the system's
 	c := h.file.HTTPS
-	if c.Certificate == "" {
+	switch {
+	case h.usesACME():
+		if err := h.openACME(); err != nil {
+			return err
+		}
+	case c.Certificate == "":
 		hosts := append([]string{c.URL.Host()}, h.file.TURN.SecureHosts()...)
 		if a := c.Listen.Addr(); a.IsLoopback() {
 			hosts = append(hosts, "localhost", a.String())
@@ -217,7 +219,7 @@ func (h *house) openTrust(*http.ServeMux) (err error) {
 			return err
 		}
 		pool, h.cert = h.ca.Pool(), h.ca.GetCertificate
-	} else {
+	default:
 		files, err := listen.CertificateFiles(c.Certificate, c.Key, func(err error) { h.log.Error("certificate not reloaded; the old one stays", "error", err) })
 		if err != nil {
 			return err
@@ -349,7 +351,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 	}
 	w, err := waf.New(waf.Config{
 		Log: h.log.With("role", "waf"), Issuer: origin, Domain: f.Domain, Audience: f.EPCSCF.Audience, Store: h.bus, News: h.news.issuer, EdgeCredentialLife: time.Duration(f.EPCSCF.TURNCredentialLife),
-		Rings: []*keyring.Ring{h.rings}, TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
+		Rings: append([]*keyring.Ring{h.rings}, h.foreign...), TURNURLs: map[string][]string{f.TURN.Name: f.TURN.URLs},
 		SigningKeyFile: h.path(f.WAF.SigningKey, "waf-key.pem"),
 		Clients:        clients,
 		Guests:         f.WAF.Guests, GuestLife: time.Duration(f.WAF.GuestLife),
@@ -362,7 +364,7 @@ func (h *house) waf(mux *http.ServeMux) error {
 	mux.Handle("/.well-known/oauth-authorization-server", w.Handler())
 	h.operator.waf = w
 	h.add("waf", w.Serve, func() any { return w.Stats() })
-	return nil
+	return h.stunKey()
 }
 
 func (h *house) epcscf(mux *http.ServeMux) error {
@@ -389,7 +391,7 @@ func (h *house) epcscf(mux *http.ServeMux) error {
 		Keys: epcscf.JWKS(origin+"/oauth/jwks", h.client), AuthzServer: origin, Origins: []string{origin},
 		Core:    epcscf.CoreConfig{Listen: c.Listen.AddrPort, NextHop: c.Core.AddrPort, Peers: peers, VisitedNetwork: c.VisitedNetwork, Trusted: c.CoreTrusted},
 		Guests:  epcscf.GuestConfig{Destinations: destinations, Calls: c.Guests.Calls, Rate: c.Guests.Rate, Duration: time.Duration(c.Guests.Duration)},
-		TURN:    epcscf.TURNConfig{Secret: h.newestSecret, URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife)},
+		TURN:    epcscf.TURNConfig{Secret: h.newestSecret, URLs: f.TURN.URLs, Life: time.Duration(c.TURNCredentialLife), SHA256: c.TURNCredentialMAC == "sha256"},
 		Gateway: gateway, Revoked: h.news.follower.Revoked, Extend: h.news.issuer.Extend,
 	})
 	if err != nil {

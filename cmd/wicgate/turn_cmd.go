@@ -118,7 +118,7 @@ func printSession(out io.Writer, s admin.Session, now time.Time) {
 	line("pseudonym", "%s", s.Pseudonym)
 	line("credential", "%s, until %s", s.Credential, s.CredentialEnds.UTC().Format(time.DateTime+" MST"))
 	line("client", "%s over %s", s.Client, s.Transport)
-	line("relayed", "%s", s.Relayed)
+	line("relayed", "%s", strings.Join(s.Relayed, ", "))
 	line("since", "%s (%s ago)", s.Since.UTC().Format(time.DateTime+" MST"), age(now.Sub(s.Since)))
 	line("expires", "%s (in %s, unless refreshed)", s.Expires.UTC().Format(time.DateTime+" MST"), age(s.Expires.Sub(now)))
 	line("to peers", "%d packets, %s", s.ToPeerPackets, size(s.ToPeerBytes))

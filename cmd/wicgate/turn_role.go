@@ -25,15 +25,18 @@ func (h *house) turn(*http.ServeMux) error {
 	if err != nil {
 		return err
 	}
-	tenants[0].Keys = h.rings
+	if tenants[0].Keys, err = h.pulled(c.First(), h.rings); err != nil {
+		return err
+	}
 	var others []turn.Other
 	for i, o := range c.Others() {
-		ring, err := keyring.OpenFile(h.path(o.Keys, o.File("turn-keys.json")), o.Name)
+		ring, err := h.openRing(o, o.File)
 		if err != nil {
 			return err
 		}
-		h.reloader.rings = append(h.reloader.rings, ring)
-		tenants[i+1].Keys = ring
+		if tenants[i+1].Keys, err = h.pulled(o, ring); err != nil {
+			return err
+		}
 		others = append(others, turn.Other{Tenant: tenants[i+1], Listen: addrPorts(o.Listen), ServerNames: o.ServerNames})
 	}
 	for _, t := range tenants {
@@ -45,10 +48,11 @@ func (h *house) turn(*http.ServeMux) error {
 	}
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
-		Relay:  turn.Relay{Bind: c.Relay.Bind.Addr, Advertise: c.Relay.Public(), MinPort: c.Relay.Ports.First, MaxPort: c.Relay.Ports.Last},
+		Relays: relays(c.Relay),
 		Tenant: tenants[0], Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
-		ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
+		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
+		TCPRelay: c.TCPRelay, Mobility: c.Mobility, ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
 	if err != nil {
 		return err
@@ -105,6 +109,7 @@ func tenant(f *config.File, c config.Tenant) (t turn.Tenant, err error) {
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota, QuotaTenant: c.QuotaTotal,
 		Rate: c.Rates.Allocation, RatePseudonym: c.Rates.Pseudonym, RateTenant: c.Rates.Total,
+		OAuthLoose: f.TURN.OAuth.Loose, OAuthMAC16: f.TURN.OAuth.MAC16,
 	}
 	if c.Users != "" {
 		users, err := keyring.OpenUsers(c.Users, c.Name)
@@ -114,4 +119,11 @@ func tenant(f *config.File, c config.Tenant) (t turn.Tenant, err error) {
 		t.Users = users
 	}
 	return t, nil
+}
+
+func relays(sides []config.Side) (out []turn.Relay) {
+	for _, s := range sides {
+		out = append(out, turn.Relay{Bind: s.Bind.Addr, Advertise: s.Public(), MinPort: s.Ports.First, MaxPort: s.Ports.Last})
+	}
+	return out
 }

@@ -51,7 +51,7 @@ type Session struct {
 	Pseudonym  string    `json:"pseudonym"`
 	Client     string    `json:"client"`    // transport address
 	Transport  string    `json:"transport"` // udp, tcp, tls
-	Relayed    string    `json:"relayed"`   // transport address that peers see
+	Relayed    []string  `json:"relayed"`   // transport addresses that peers see, IPv4 first
 	Since      time.Time `json:"since"`
 	Expires    time.Time `json:"expires"`    // unless refreshed
 	Credential string    `json:"credential"` // its kind, never the secret

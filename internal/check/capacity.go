@@ -3,6 +3,7 @@ package check
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // What one of each takes. Descriptors and ports are exact. Bytes are estimates with room to spare; they
@@ -59,7 +60,11 @@ func capacity(in Input, m machine) (out Capacity) {
 		out = append(out, Resource{name, bounds})
 	}
 	if in.has("turn") {
-		add("TURN allocations", Bound{f.TURN.Relay.Ports.Count(), fmt.Sprintf("turn.relay.ports (%v)", f.TURN.Relay.Ports)}, descriptors(1), buffers(1), memory(allocationBytes))
+		var ports []string
+		for _, s := range f.TURN.Relay {
+			ports = append(ports, s.Ports.String())
+		}
+		add("TURN allocations", Bound{f.TURN.RelayPorts(), fmt.Sprintf("turn.relay (ports %s)", strings.Join(ports, ", "))}, descriptors(1), buffers(1), memory(allocationBytes))
 		if len(f.TURN.ListenTCP) > 0 {
 			add("of them over TCP, TLS", Bound{turnConnections, "the server's own bound"}, descriptors(2), memory(allocationBytes+webSocketBytes))
 		}

@@ -199,16 +199,7 @@ func (c *checker) covers(leaf *x509.Certificate, key, host string) {
 // files looks at the secrets that are there. What is not is made at the start, in the data folder.
 func (c *checker) files() {
 	if c.has("waf", "turn") {
-		name := c.path(c.File.TURN.Keys, "turn-keys.json")
-		if _, err := os.Lstat(name); err == nil { // only then does OpenFile not make one
-			if _, err := keyring.OpenFile(name, c.File.TURN.Name); err != nil {
-				c.fails("turn.keys", err)
-			} else {
-				c.ok("keys of TURN server %s: %s", c.File.TURN.Name, name)
-			}
-		} else if c.File.TURN.Keys != "" {
-			c.willMake("turn.keys", name)
-		}
+		c.keys()
 	}
 	if c.has("turn") {
 		c.tenants()
@@ -225,6 +216,19 @@ func (c *checker) files() {
 			c.willMake("turn.secrets", name)
 		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			c.fails("turn.secrets", err)
+		}
+	}
+	if a := c.File.HTTPS.ACME; a.On() && (c.has("waf", "wwsf", "epcscf") || c.has("turn") && len(c.File.TURN.ListenTCP) > 0) {
+		if _, err := keyring.OpenSecrets(c.path(a.Secrets, "acme-secrets.txt"), false); err != nil && (a.Secrets != "" || !errors.Is(err, fs.ErrNotExist)) {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w\n  hint: copy it from a node that has it; for the first: openssl rand -base64 32 > %s; chmod 600 %[2]s", err, a.Secrets)
+			}
+			c.fails("https.acme.secrets", err)
+		}
+		if a.CA != "" {
+			if _, err := listen.PoolFile(a.CA); err != nil {
+				c.error("https.acme.ca", err.Error(), "name the PEM file of the root that signed the certificate of https.acme.directory")
+			}
 		}
 	}
 	if c.has("waf") && c.File.WAF.Guests > 0 || c.has("wwsf") && !c.has("waf") {
@@ -375,11 +379,15 @@ func (c *checker) sockets() {
 		tcp(c.has("turn"), fmt.Sprintf("turn.listen_tcp[%d]", i), a.AddrPort)
 	}
 	tcp(c.has("waf", "wwsf", "epcscf"), "https.listen", f.HTTPS.Listen.AddrPort)
+	tcp(c.has("waf") && f.WAF.STUNKey.Listen.IsValid(), "waf.stun_key.listen", f.WAF.STUNKey.Listen.AddrPort)
 	tcp(c.has("epcscf"), "epcscf.listen", f.EPCSCF.Listen.AddrPort)
 	tcp(c.has("democore"), "democore.listen", f.DemoCore.Listen.AddrPort)
+	tcp(f.HTTPS.ACME.On() && f.HTTPS.ACME.HTTP.IsValid(), "https.acme.http", f.HTTPS.ACME.HTTP.AddrPort)
 	tcp(f.Admin.Listen.IsValid(), "admin.listen", f.Admin.Listen.AddrPort)
 	// Ranges are tested by their address alone: port 0 is any that is free.
-	udp(c.has("turn"), "turn.relay.bind", netip.AddrPortFrom(f.TURN.Relay.Bind.Addr, 0))
+	for i, s := range f.TURN.Relay {
+		udp(c.has("turn"), fmt.Sprintf("turn.relay[%d].bind", i), netip.AddrPortFrom(s.Bind.Addr, 0))
+	}
 	udp(c.has("imsagw"), "imsagw.access.bind", netip.AddrPortFrom(f.IMSAGW.Access.Bind.Addr, 0))
 	udp(c.has("imsagw"), "imsagw.core.bind", netip.AddrPortFrom(f.IMSAGW.Core.Bind.Addr, 0))
 }
@@ -400,14 +408,20 @@ func (c *checker) opened(proto, key string, a netip.AddrPort, err error) {
 // machine looks at limits and clock of this machine.
 func (c *checker) machine() {
 	m := readMachine()
-	if c.File.TURN.Relay.Bind.IsLoopback() && c.File.IMSAGW.Access.Bind.IsLoopback() && c.File.HTTPS.Listen.Addr().IsLoopback() {
+	foreign := slices.ContainsFunc(c.File.TURN.Relay, func(s config.Side) bool { return !s.Bind.IsLoopback() })
+	if !foreign && c.File.IMSAGW.Access.Bind.IsLoopback() && c.File.HTTPS.Listen.Addr().IsLoopback() {
 		return // a try on one machine: nothing of this matters
 	}
 	if m.ephemeral.First != 0 {
-		for _, r := range []struct {
+		type use struct {
 			role, key string
 			ports     config.Ports
-		}{{"turn", "turn.relay.ports", c.File.TURN.Relay.Ports}, {"imsagw", "imsagw.access.ports", c.File.IMSAGW.Access.Ports}, {"imsagw", "imsagw.core.ports", c.File.IMSAGW.Core.Ports}} {
+		}
+		ranges := []use{{"imsagw", "imsagw.access.ports", c.File.IMSAGW.Access.Ports}, {"imsagw", "imsagw.core.ports", c.File.IMSAGW.Core.Ports}}
+		for i, s := range c.File.TURN.Relay {
+			ranges = append(ranges, use{"turn", fmt.Sprintf("turn.relay[%d].ports", i), s.Ports})
+		}
+		for _, r := range ranges {
 			if c.has(r.role) && r.ports.First <= m.ephemeral.Last && m.ephemeral.First <= r.ports.Last && !m.reserved(r.ports) {
 				c.warn(r.key, fmt.Sprintf("%v overlap with the ports %v that the kernel gives to outgoing connections: some will be taken", r.ports, m.ephemeral),
 					fmt.Sprintf("sysctl -w net.ipv4.ip_local_reserved_ports=%v", r.ports))
@@ -418,8 +432,8 @@ func (c *checker) machine() {
 		c.warn("", fmt.Sprintf("net.core.rmem_max is %d bytes: a TURN listener asks for %d, and loses packets in bursts with less", m.rmemMax, listenBuffer),
 			fmt.Sprintf("sysctl -w net.core.rmem_max=%d", listenBuffer))
 	}
-	if n := c.File.TURN.Relay.Ports.Count(); c.has("turn") && m.descriptors > 0 && m.descriptors < uint64(n+reservedDescriptors) {
-		c.warn("turn.relay.ports", fmt.Sprintf("%v hold %d allocations, and this process may open %d files", c.File.TURN.Relay.Ports, n, m.descriptors),
+	if n := c.File.TURN.RelayPorts(); c.has("turn") && m.descriptors > 0 && m.descriptors < uint64(n+reservedDescriptors) {
+		c.warn("turn.relay", fmt.Sprintf("its ports hold %d allocations, and this process may open %d files", n, m.descriptors),
 			fmt.Sprintf("raise the limit: ulimit -n %d, or LimitNOFILE=%d in the systemd unit", n+2*reservedDescriptors, n+2*reservedDescriptors))
 	}
 	if m.unsynchronised {

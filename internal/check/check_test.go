@@ -187,18 +187,52 @@ func TestFiles(t *testing.T) {
 	put("wwsf-client.secret", "", 0o604)
 	put("turn-secrets.txt", "short", 0o600)
 	nkey := put("nkey", "", 0o644)
+	put("stun-key-odd.test.json", "{}", 0o600)
 	for name, c := range map[string]struct{ file, want string }{
-		"keys of another": {"turn: {keys: " + filepath.Join(data, "other.json") + "}\n", `error wicgate.yaml:1: turn.keys: keyring: ` + filepath.Join(data, "other.json") + `: holds the keys of TURN server "other.test", not of "turn.ims.test"`},
-		"open keys":       {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach what is in it\n  hint: chmod 600"},
-		"nowhere":         {"turn: {keys: /nowhere/k.json}\n", "error wicgate.yaml:1: turn.keys: /nowhere/k.json is not there, and cannot be made"},
-		"signing key":     {"", "error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " has mode 0640"},
-		"client secret":   {"", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + " has mode 0604"},
-		"TURN secrets":    {"", "error turn.secrets: keyring: " + filepath.Join(data, "turn-secrets.txt") + ":1: a secret of 5 bytes, want 16 to 256"},
-		"nkey":            {"bus: {url: 'nats://10.0.0.1', nkey: " + nkey + "}\n", "error wicgate.yaml:1: bus.nkey: " + nkey + " has mode 0644"},
-		"no nkey":         {"bus: {url: 'nats://10.0.0.1', nkey: /none}\n", "error wicgate.yaml:1: bus.nkey: stat /none: no such file"},
+		"keys of another":            {"turn: {keys: " + filepath.Join(data, "other.json") + "}\n", `error wicgate.yaml:1: turn.keys: keyring: ` + filepath.Join(data, "other.json") + `: holds the keys of TURN server "other.test", not of "turn.ims.test"`},
+		"open keys":                  {"turn: {keys: " + filepath.Join(data, "open.json") + "}\n", "has mode 0644, others than its owner can reach what is in it\n  hint: chmod 600"},
+		"nowhere":                    {"turn: {keys: /nowhere/k.json}\n", "error wicgate.yaml:1: turn.keys: /nowhere/k.json is not there, and cannot be made"},
+		"signing key":                {"", "error waf.signing_key: " + filepath.Join(data, "waf-key.pem") + " has mode 0640"},
+		"keys of the other mode":     {"turn: {quota: 2000, keys: " + filepath.Join(data, "other.json") + ", oauth: {kid_mode: plain}}\n", "error wicgate.yaml:1: turn.keys: keyring: " + filepath.Join(data, "other.json")},
+		"no client CA":               {"waf: {stun_key: {listen: '127.0.0.1:0', client_ca: /none, servers: [a.test]}}\n", "error wicgate.yaml:1: waf.stun_key.client_ca: "},
+		"keys of a server elsewhere": {"waf: {stun_key: {servers: [odd.test]}}\n", "error wicgate.yaml:1: waf.stun_key.servers[0]: keyring: " + filepath.Join(data, "stun-key-odd.test.json")},
+		"client secret":              {"", "error wwsf.client_secret: " + filepath.Join(data, "wwsf-client.secret") + " has mode 0604"},
+		"TURN secrets":               {"", "error turn.secrets: keyring: " + filepath.Join(data, "turn-secrets.txt") + ":1: a secret of 5 bytes, want 16 to 256"},
+		"nkey":                       {"bus: {url: 'nats://10.0.0.1', nkey: " + nkey + "}\n", "error wicgate.yaml:1: bus.nkey: " + nkey + " has mode 0644"},
+		"no nkey":                    {"bus: {url: 'nats://10.0.0.1', nkey: /none}\n", "error wicgate.yaml:1: bus.nkey: stat /none: no such file"},
 	} {
 		if got := text(Cheap(Input{File: load(t, c.file), Data: data, Roles: roles})); !strings.Contains(got, c.want) {
 			t.Errorf("%s: got  %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+// TestKeyPull: the certificate by which a TURN server pulls its keys has its one name.
+func TestKeyPull(t *testing.T) {
+	dir := t.TempDir()
+	for name, c := range map[string]struct {
+		names []string
+		days  int
+		want  string
+	}{
+		"good":      {[]string{"turn.ims.test"}, 90, ""},
+		"another's": {[]string{"turn2.ims.test"}, 90, "is for turn2.ims.test, and the WAF gives the keys of turn.ims.test to a certificate with that one name"},
+		"two names": {[]string{"turn.ims.test", "turn2.ims.test"}, 90, "to a certificate with that one name"},
+		"ends soon": {[]string{"turn.ims.test"}, 2, "warning wicgate.yaml:1: turn.key_pull.certificate: "},
+		"has ended": {[]string{"turn.ims.test"}, -2, "expired on"},
+	} {
+		cert, key := pair(t, time.Now().AddDate(0, 0, -10), time.Now().AddDate(0, 0, c.days), 0o600, c.names...)
+		file := fmt.Sprintf("turn: {quota: 2000, oauth: {kid_mode: plain}, key_pull: {url: 'https://waf.test', certificate: %s, key: %s}}\n", cert, key)
+		got := text(Cheap(Input{File: load(t, file), Data: dir, Roles: []string{"turn"}}))
+		if c.want == "" && strings.Contains(got, "key_pull") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: got  %s\nwant %s", name, got, c.want)
+		}
+	}
+	file := "turn: {quota: 2000, oauth: {kid_mode: plain}, key_pull: {url: 'https://waf.test', certificate: /none, key: /none, ca: /none}}\n"
+	got := text(Cheap(Input{File: load(t, file), Data: dir, Roles: []string{"turn"}}))
+	for _, want := range []string{"turn.key_pull.certificate: certificate /none with key /none", "turn.key_pull.ca: "} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in %s", want, got)
 		}
 	}
 }
@@ -301,7 +335,7 @@ func TestPorts(t *testing.T) {
 }
 
 func TestCapacity(t *testing.T) {
-	f := load(t, "turn: {relay: {ports: 50000-50999}}\nimsagw: {max_sessions: 400}\n")
+	f := load(t, "turn: {relay: [{bind: 127.0.0.1, ports: 50000-50499}, {bind: '::1', ports: 50000-50499}]}\nimsagw: {max_sessions: 400}\n")
 	first := func(m machine, name string) string {
 		t.Helper()
 		for _, r := range capacity(Input{File: f, Roles: roles}, m) {
@@ -319,7 +353,7 @@ func TestCapacity(t *testing.T) {
 		m          machine
 		name, want string
 	}{
-		{big, "TURN allocations", "1000 turn.relay.ports (50000-50999)"},
+		{big, "TURN allocations", "1000 turn.relay (ports 50000-50499, 50000-50499)"},
 		{big, "audio call legs", "400 imsagw.max_sessions"},
 		{big, "audio and video call legs", "250 imsagw.core.ports (41000-41999, 4 a leg)"},
 		{big, "WebSockets", "10000 the edge's own bound"},
@@ -327,7 +361,7 @@ func TestCapacity(t *testing.T) {
 		{machine{descriptors: 1024, memory: 64 << 30, udpMemory: 16 << 30}, "audio call legs", "298 open files (RLIMIT_NOFILE 1024)"},
 		{machine{descriptors: 1 << 20, memory: 12 << 20, udpMemory: 16 << 30}, "TURN allocations", "512 memory (12 MiB free, 24 KiB each)"},
 		{machine{descriptors: 1 << 20, memory: 64 << 30, udpMemory: 4 << 20}, "TURN allocations", "256 UDP buffers (net.ipv4.udp_mem, 4 MiB)"},
-		{machine{}, "TURN allocations", "1000 turn.relay.ports (50000-50999)"}, // a system that tells nothing
+		{machine{}, "TURN allocations", "1000 turn.relay (ports 50000-50499, 50000-50499)"}, // a system that tells nothing
 	} {
 		if got := first(c.m, c.name); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

@@ -1,15 +1,12 @@
 package check
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"wicgate/internal/keyring"
 )
 
-// tenants looks at the static users of the TURN server's tenants, and at the files of those beside the first.
+// tenants looks at the static users of the TURN server's tenants, and at the secrets of those beside the first.
 func (c *checker) tenants() {
 	t := c.File.TURN
 	c.users("turn.users", t.Users, t.Name)
@@ -20,14 +17,6 @@ func (c *checker) tenants() {
 			if _, err := keyring.OpenSecrets(o.Secrets, false); err != nil {
 				c.fails(prefix+"secrets", err)
 			}
-		}
-		name := c.path(o.Keys, o.File("turn-keys.json"))
-		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
-			if o.Keys != "" {
-				c.willMake(prefix+"keys", name)
-			}
-		} else if _, err := keyring.OpenFile(name, o.Name); err != nil {
-			c.fails(prefix+"keys", err)
 		}
 	}
 }

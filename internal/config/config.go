@@ -18,6 +18,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
+
+	rfc7635 "wicgate/internal/token"
 )
 
 // File is wicgate.yaml; what each key means stands there.
@@ -50,7 +52,22 @@ type HTTPS struct {
 	Certificate string   `yaml:"certificate"`
 	Key         string   `yaml:"key"`
 	CA          string   `yaml:"ca"`
+	ACME        ACME     `yaml:"acme"`
 }
+
+// ACME is the section https.acme.
+type ACME struct {
+	Names     []string `yaml:"names"`
+	Directory string   `yaml:"directory"`
+	CA        string   `yaml:"ca"`
+	Email     string   `yaml:"email"`
+	Agree     bool     `yaml:"agree"`
+	Secrets   string   `yaml:"secrets"`
+	HTTP      AddrPort `yaml:"http"`
+}
+
+// On says whether certificates are got by ACME.
+func (a ACME) On() bool { return len(a.Names) > 0 }
 
 // Bus is the section bus.
 type Bus struct {
@@ -66,7 +83,7 @@ type TURN struct {
 	ListenTCP   []AddrPort `yaml:"listen_tcp"`
 	URLs        []string   `yaml:"urls"`
 	Keys        string     `yaml:"keys"`
-	Relay       Side       `yaml:"relay"`
+	Relay       []Side     `yaml:"relay"`
 	Profile     string     `yaml:"profile"`
 	Open        []Range    `yaml:"open"`
 	Credentials string     `yaml:"credentials"`
@@ -77,9 +94,34 @@ type TURN struct {
 	Secrets     string     `yaml:"secrets"`
 	Users       string     `yaml:"users"`
 	Blind       string     `yaml:"blind"`
+	OAuth       OAuth      `yaml:"oauth"`
+	KeyPull     KeyPull    `yaml:"key_pull"`
 
 	ChannelNumbers string   `yaml:"channel_numbers"`
+	NATDiscovery   string   `yaml:"nat_discovery"`
+	TCPRelay       bool     `yaml:"tcp_relay"`
+	Mobility       bool     `yaml:"mobility"`
 	Tenants        []Tenant `yaml:"tenants"`
+}
+
+// OAuth is how tokens of RFC 7635 are taken.
+type OAuth struct {
+	KIDMode string   `yaml:"kid_mode"`
+	Enc     string   `yaml:"enc"`
+	KeyLife Duration `yaml:"key_life"`
+	Loose   bool     `yaml:"loose"`
+	MAC16   bool     `yaml:"mac16"`
+}
+
+// Format is Enc.
+func (o OAuth) Format() (rfc7635.Format, bool) { return rfc7635.ParseFormat(o.Enc) }
+
+// KeyPull is where a TURN server gets its plain keys.
+type KeyPull struct {
+	URL         string `yaml:"url"`
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
 }
 
 // Side is an address with its range of ports.
@@ -104,6 +146,14 @@ type WAF struct {
 	SigningKey    string   `yaml:"signing_key"`
 	Guests        int      `yaml:"guests"`
 	GuestLife     Duration `yaml:"guest_life"`
+	STUNKey       STUNKey  `yaml:"stun_key"`
+}
+
+// STUNKey is how TURN servers get their plain keys.
+type STUNKey struct {
+	Listen   AddrPort `yaml:"listen"`
+	ClientCA string   `yaml:"client_ca"`
+	Servers  []string `yaml:"servers"`
 }
 
 // WWSF is the section wwsf.
@@ -124,6 +174,7 @@ type EPCSCF struct {
 
 	Guests             Guests   `yaml:"guests"`
 	TURNCredentialLife Duration `yaml:"turn_credential_life"`
+	TURNCredentialMAC  string   `yaml:"turn_credential_mac"`
 }
 
 // Guests is what guests may do.
@@ -161,18 +212,20 @@ func Default() *File {
 	return &File{
 		Domain: "ims.test",
 		Log:    Log{Level: Level(slog.LevelInfo), Format: "text"},
-		HTTPS:  HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443")},
-		Bus:    Bus{Replicas: 1},
+		HTTPS: HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443"),
+			ACME: ACME{Names: []string{}, Directory: "https://acme-v02.api.letsencrypt.org/directory"}},
+		Bus: Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: side(49152, 65535), Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
-			ChannelNumbers: "rfc8656", Tenants: []Tenant{}},
-		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute)},
+			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
+			OAuth:          OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)},
+			ChannelNumbers: "rfc8656", NATDiscovery: "off", Tenants: []Tenant{}},
+		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute), STUNKey: STUNKey{Servers: []string{}}},
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
 			CorePeers: []Prefix{{netip.PrefixFrom(lo, 32)}}, CoreTrusted: true, VisitedNetwork: "webrtc.ims.test",
 			Guests:             Guests{Destinations: []string{"alice", "bob"}, Calls: 1, Rate: 6, Duration: Duration(30 * time.Minute)},
-			TURNCredentialLife: Duration(time.Hour)},
+			TURNCredentialLife: Duration(time.Hour), TURNCredentialMAC: "sha1"},
 		IMSAGW:   IMSAGW{Name: "agw1", Access: side(40000, 40999), Core: side(41000, 41999), MaxSessions: 1000},
 		DemoCore: DemoCore{Listen: on(5080), Users: []string{"alice", "bob"}},
 	}
@@ -215,6 +268,11 @@ func (f *File) parse(b []byte) error {
 	}
 	err := yaml.UnmarshalWithOptions(b, f, yaml.Strict())
 	if err == nil {
+		for i, r := range f.TURN.Relay { // what an entry leaves out: a list has no defaults of its own
+			if r.Ports == (Ports{}) {
+				f.TURN.Relay[i].Ports = Ports{49152, 65535}
+			}
+		}
 		return nil
 	}
 	var placed interface {
@@ -423,6 +481,7 @@ func (f *File) check() error {
 		when(!isName(f.Domain, 253, ".-"), "domain: %q is not a domain name in lower case", f.Domain),
 		when(f.Log.Format != "text" && f.Log.Format != "json", "log.format: want text or json, not %q", f.Log.Format),
 		when((f.HTTPS.Certificate == "") != (f.HTTPS.Key == ""), "https: certificate and key go together"),
+		f.acme(),
 		when(f.Bus.Replicas != 1 && f.Bus.Replicas != 3 && f.Bus.Replicas != 5, "bus.replicas: want 1, 3 or 5, not %d", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
@@ -435,8 +494,11 @@ func (f *File) check() error {
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
 		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
 		when(f.EPCSCF.TURNCredentialLife < Duration(10*time.Second) || f.EPCSCF.TURNCredentialLife > Duration(24*time.Hour), "epcscf.turn_credential_life: want 10s to 24h, not %v", time.Duration(f.EPCSCF.TURNCredentialLife)),
+		when(f.EPCSCF.TURNCredentialMAC != "sha1" && f.EPCSCF.TURNCredentialMAC != "sha256", "epcscf.turn_credential_mac: want sha1 or sha256, not %q", f.EPCSCF.TURNCredentialMAC),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
-		f.TURN.Relay.check("turn.relay"), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
+		f.TURN.OAuth.check(), f.checkSTUNKey(),
+		when(!slices.Contains([]string{"off", "on", "reflect"}, f.TURN.NATDiscovery), "turn.nat_discovery: want off, on or reflect, not %q", f.TURN.NATDiscovery),
+		f.TURN.checkRelay(), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
 		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),
 		when(f.WWSF.TURNCredential != "token" && f.WWSF.TURNCredential != "edge", "wwsf.turn_credential: want token or edge, not %q", f.WWSF.TURNCredential),
@@ -449,6 +511,28 @@ func (f *File) check() error {
 		when(!f.DemoCore.Listen.Addr().IsLoopback(), "democore.listen: %v is not loopback; democore authenticates nobody, so it serves this machine alone", f.DemoCore.Listen),
 		demoUsers(f.DemoCore.Users),
 	)
+}
+
+func (o OAuth) check() error {
+	_, known := o.Format()
+	return errors.Join(
+		when(!known, "turn.oauth.enc: want %s, not %q", rfc7635.Formats, o.Enc),
+		when(o.KeyLife < Duration(time.Hour) || o.KeyLife > Duration(365*24*time.Hour), "turn.oauth.key_life: want 1h to 8760h, not %v", time.Duration(o.KeyLife)),
+	)
+}
+
+func (f *File) checkSTUNKey() error {
+	k := f.WAF.STUNKey
+	errs := []error{
+		when(k.Listen.IsValid() && k.ClientCA == "", "waf.stun_key.client_ca: must not be empty: keys are given to client certificates alone (RFC 7635 §4.1.1)"),
+		when(k.Listen.IsValid() && len(k.Servers) == 0, "waf.stun_key.servers: names nobody who may pull keys"),
+		when(len(k.Servers) > 64, "waf.stun_key.servers: %d servers, at most 64", len(k.Servers)),
+	}
+	for i, name := range k.Servers {
+		errs = append(errs, when(!isName(name, 127, ".-") || slices.Contains(k.Servers[:i], name), "waf.stun_key.servers: %q: want different names in lower case of at most 127 characters", name),
+			when(name == f.TURN.Name && !f.TURN.First().Plain(), "waf.stun_key.servers: %q has derived keys, whose masters leave no machine; set turn.oauth.kid_mode: plain", name))
+	}
+	return errors.Join(errs...)
 }
 
 // needed refuses empty addresses where there must be one.
@@ -467,6 +551,52 @@ func (f *File) needed() error {
 	need("epcscf.listen", f.EPCSCF.Listen)
 	need("epcscf.core", f.EPCSCF.Core)
 	need("democore.listen", f.DemoCore.Listen)
+	return errors.Join(errs...)
+}
+
+// maxNames bounds the certificates that one process keeps.
+const maxNames = 100
+
+// acme refuses what no CA would take, and what nodes could not share.
+func (f *File) acme() error {
+	a := f.HTTPS.ACME
+	if !a.On() {
+		return nil
+	}
+	var errs []error
+	for i, n := range a.Names {
+		key := fmt.Sprintf("https.acme.names[%d]", i)
+		_, ip := netip.ParseAddr(n)
+		errs = append(errs,
+			when(strings.HasPrefix(n, "*"), "%s: %q is a wildcard, which only dns-01 proves; name each host", key, n),
+			when(!strings.HasPrefix(n, "*") && (!isName(n, 253, ".-") || !strings.Contains(n, ".") || ip == nil), "%s: %q is not the full name of a host in lower case", key, n),
+			when(slices.Contains(a.Names[:i], n), "%s: %q is there twice", key, n))
+	}
+	u, err := url.Parse(a.Directory)
+	at := strings.Count(a.Email, "@")
+	return errors.Join(append(errs,
+		when(len(a.Names) > maxNames, "https.acme.names: %d, at most %d", len(a.Names), maxNames),
+		when(f.HTTPS.Certificate != "", "https.acme.names: certificates come from https.certificate already; leave one of the two empty"),
+		when(err != nil || u.Scheme != "https" || u.Host == "", "https.acme.directory: want the https URL of a CA's directory, not %q", a.Directory),
+		when(a.Email != "" && (at != 1 || strings.ContainsAny(a.Email, " ,:?")), "https.acme.email: %q is not one address", a.Email),
+		when(!a.Agree, "https.acme.agree: read the CA's terms of service (meta.termsOfService in %s), and set it to true if you agree", a.Directory),
+		when(f.Bus.URL != "" && a.Secrets == "", "https.acme.secrets: must name a file where bus.url is set: all nodes open with it what one has sealed. To make it: openssl rand -base64 32 > FILE; chmod 600 FILE"),
+	)...)
+}
+
+// RelayPorts is how many relay ports there are on all addresses.
+func (t TURN) RelayPorts() (n int) {
+	for _, r := range t.Relay {
+		n += r.Ports.Count()
+	}
+	return n
+}
+
+func (t TURN) checkRelay() error {
+	errs := []error{when(len(t.Relay) == 0 || len(t.Relay) > 64, "turn.relay: want 1 to 64 addresses, not %d", len(t.Relay))}
+	for i, r := range t.Relay {
+		errs = append(errs, r.check(fmt.Sprintf("turn.relay[%d]", i)))
+	}
 	return errors.Join(errs...)
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -107,6 +108,16 @@ func TestRefusals(t *testing.T) {
 		{"no address", "https: {listen: ''}\n", "wicgate.yaml:1: https.listen: must not be empty"},
 		{"format", "log: {format: xml}\n", "log.format: want text or json, not \"xml\""},
 		{"certificate without key", "https: {certificate: a.pem}\n", "https: certificate and key go together"},
+		{"ACME wildcard", "https: {acme: {names: ['*.example.org'], agree: true}}\n", "https.acme.names[0]: \"*.example.org\" is a wildcard, which only dns-01 proves"},
+		{"ACME address", "https: {acme: {names: ['192.0.2.1'], agree: true}}\n", "https.acme.names[0]: \"192.0.2.1\" is not the full name of a host"},
+		{"ACME short name", "https: {acme: {names: [localhost], agree: true}}\n", "\"localhost\" is not the full name of a host in lower case"},
+		{"ACME capitals", "https: {acme: {names: [A.example.org], agree: true}}\n", "is not the full name of a host in lower case"},
+		{"ACME twice", "https: {acme: {names: [a.example.org, a.example.org], agree: true}}\n", "https.acme.names[1]: \"a.example.org\" is there twice"},
+		{"ACME not agreed", "https: {acme: {names: [a.example.org]}}\n", "https.acme.agree: read the CA's terms of service"},
+		{"ACME and a file", "https: {certificate: a.pem, key: b.pem, acme: {names: [a.example.org], agree: true}}\n", "https.acme.names: certificates come from https.certificate already"},
+		{"ACME directory", "https: {acme: {names: [a.example.org], agree: true, directory: 'http://ca.test/dir'}}\n", "https.acme.directory: want the https URL of a CA's directory"},
+		{"ACME email", "https: {acme: {names: [a.example.org], agree: true, email: 'a@b, c@d'}}\n", "https.acme.email: \"a@b, c@d\" is not one address"},
+		{"ACME secrets of a fleet", "bus: {url: 'nats://x'}\nhttps: {acme: {names: [a.example.org], agree: true}}\n", "https.acme.secrets: must name a file where bus.url is set"},
 		{"replicas", "bus: {url: 'nats://x', replicas: 2}\n", "bus.replicas: want 1, 3 or 5, not 2"},
 		{"replicas embedded", "bus: {replicas: 3}\n", "bus.replicas: 3 servers need bus.url"},
 		{"profile", "turn: {profile: open}\n", "turn.profile: want ims or general"},
@@ -121,9 +132,28 @@ func TestRefusals(t *testing.T) {
 		{"turn without listener", "turn: {listen: [], urls: ['turn:x']}\n", "\"turn:x\" needs an address in turn.listen"},
 		{"no listener", "turn: {listen: [], listen_tcp: []}\n", "turn.listen: names no address"},
 		{"no turn url", "turn: {urls: []}\n", "turn.urls: browsers need at least one"},
-		{"low relay port", "turn: {relay: {ports: 80-90}}\n", "turn.relay.ports: want ports from 1024 up, not 80"},
-		{"unspecified", "turn: {relay: {bind: 0.0.0.0}}\n", "turn.relay.bind: 0.0.0.0 needs advertise"},
-		{"families", "turn: {relay: {advertise: '::1'}}\n", "of different families"},
+		{"kid mode", "turn: {oauth: {kid_mode: odd}}\n", "turn.oauth.kid_mode: want derived or plain, not \"odd\""},
+		{"enc", "turn: {oauth: {enc: A192GCM}}\n", "turn.oauth.enc: want A256GCM, A128GCM, A256CBC-HS512 or draft13-A256CBC-HS256, not \"A192GCM\""},
+		{"key life", "turn: {oauth: {key_life: 59m}}\n", "turn.oauth.key_life: want 1h to 8760h, not 59m0s"},
+		{"loose", "turn: {oauth: {loose: true}}\n", "turn.oauth.loose: needs kid_mode plain"},
+		{"kid mode of a tenant", "turn: {tenants: [{name: a.test, kid_mode: odd}]}\n", "turn.tenants[0].kid_mode: want derived or plain, not \"odd\""},
+		{"pull of a tenant", "turn: {tenants: [{name: a.test, key_pull: {url: 'https://waf.test', certificate: a, key: b}}]}\n", "turn.tenants[0].key_pull.url: needs turn.tenants[0].kid_mode plain"},
+		{"pull, derived", "turn: {key_pull: {url: 'https://waf.test:8444', certificate: a, key: b}}\n", "turn.key_pull.url: needs turn.oauth.kid_mode plain"},
+		{"pull without certificate", "turn: {oauth: {kid_mode: plain}, key_pull: {url: 'https://waf.test:8444', key: b}}\n", "turn.key_pull: certificate and key are needed"},
+		{"pull in clear", "turn: {oauth: {kid_mode: plain}, key_pull: {url: 'http://waf.test', certificate: a, key: b}}\n", "turn.key_pull.url: want an https URL"},
+		{"pull without url", "turn: {key_pull: {certificate: a, key: b}}\n", "turn.key_pull: certificate, key and ca need url"},
+		{"stun key without CA", "waf: {stun_key: {listen: '127.0.0.1:8444', servers: [turn2.test]}}\n", "waf.stun_key.client_ca: must not be empty"},
+		{"stun key for nobody", "waf: {stun_key: {listen: '127.0.0.1:8444', client_ca: a}}\n", "waf.stun_key.servers: names nobody"},
+		{"stun key of derived keys", "waf: {stun_key: {servers: [turn.ims.test]}}\n", "\"turn.ims.test\" has derived keys"},
+		{"stun key twice", "waf: {stun_key: {servers: [a.test, a.test]}}\n", "waf.stun_key.servers: \"a.test\": want different names"},
+		{"stun key name", "waf: {stun_key: {servers: [../x]}}\n", "waf.stun_key.servers: \"../x\": want different names"},
+		{"credential MAC", "epcscf: {turn_credential_mac: md5}\n", "epcscf.turn_credential_mac: want sha1 or sha256"},
+		{"low relay port", "turn: {relay: [{bind: 127.0.0.1, ports: 80-90}]}\n", "wicgate.yaml:1: turn.relay[0].ports: want ports from 1024 up, not 80"},
+		{"no relay", "turn: {relay: []}\n", "turn.relay: want 1 to 64 addresses, not 0"},
+		{"relay without address", "turn:\n  relay:\n    - ports: 5000-5001\n", "wicgate.yaml:2: turn.relay[0].bind: must not be empty"},
+		{"relay as of one address", "turn: {relay: {bind: 127.0.0.1}}\n", "1: mapping was used where sequence is expected"},
+		{"unspecified", "turn: {relay: [{bind: 0.0.0.0}]}\n", "turn.relay[0].bind: 0.0.0.0 needs advertise"},
+		{"families", "turn: {relay: [{bind: 127.0.0.1, advertise: '::1'}]}\n", "of different families"},
 		{"short token", "waf: {sip_token_life: 9s}\n", "waf.sip_token_life: want whole seconds, 10s to 24h, not 9s"},
 		{"long token", "waf: {turn_token_life: 25h}\n", "waf.turn_token_life: want whole seconds, 10s to 24h, not 25h0m0s"},
 		{"half a second", "waf: {sip_token_life: 10500ms}\n", "waf.sip_token_life: want whole seconds"},
@@ -156,11 +186,14 @@ func TestRefusals(t *testing.T) {
 func TestFileOverDefaults(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "wicgate.yaml")
 	for file, change := range map[string]func(*File){
-		"":                                     func(*File) {},
-		"# nothing\n":                          func(*File) {},
-		"domain: example.org\n":                func(f *File) { f.Domain = "example.org" },
-		"log:\n":                               func(*File) {},
-		"turn:\n  relay: {ports: 5000-5001}\n": func(f *File) { f.TURN.Relay.Ports = Ports{5000, 5001} },
+		"":                      func(*File) {},
+		"# nothing\n":           func(*File) {},
+		"domain: example.org\n": func(f *File) { f.Domain = "example.org" },
+		"log:\n":                func(*File) {},
+		"turn:\n  relay: [{bind: 127.0.0.1, ports: 5000-5001}, {bind: ::1}]\n": func(f *File) {
+			f.TURN.Relay[0].Ports = Ports{5000, 5001}
+			f.TURN.Relay = append(f.TURN.Relay, Side{Bind: Addr{netip.IPv6Loopback()}, Ports: Ports{49152, 65535}})
+		},
 	} {
 		if err := os.WriteFile(name, []byte(file), 0o600); err != nil {
 			t.Fatal(err)

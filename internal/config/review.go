@@ -84,6 +84,7 @@ func (f *File) Review(roles []string) []Finding {
 		r.turn()
 	}
 	r.told()
+	r.acme()
 	r.ports()
 	r.lives()
 	if r.has("epcscf") {
@@ -163,13 +164,27 @@ func (r *review) peers() {
 // turn looks at the TURN server's other settings.
 func (r *review) turn() {
 	c := r.TURN
-	if n := c.Relay.Ports.Count(); c.Quota > n {
-		r.error("turn.quota", "lower it, or widen turn.relay.ports", "one pseudonym may have %d allocations, and turn.relay.ports %v hold %d in all", c.Quota, c.Relay.Ports, n)
+	if n := c.RelayPorts(); c.Quota > n {
+		r.error("turn.quota", "lower it, or widen the ports in turn.relay", "one pseudonym may have %d allocations, and turn.relay holds %d in all", c.Quota, n)
+	}
+	for i, a := range c.Relay {
+		for j, b := range c.Relay[:i] {
+			// On one address to bind, ports() says so.
+			if a.Bind != b.Bind && a.Public() == b.Public() && a.Ports.overlap(b.Ports) {
+				r.error(fmt.Sprintf("turn.relay[%d].ports", i), "give each a range of its own", "%v overlap with turn.relay[%d].ports %v, and both are %v to clients: two allocations would have one address", a.Ports, j, b.Ports, a.Public())
+			}
+		}
 	}
 	for i, l := range c.Listen {
 		if l.Addr().IsUnspecified() {
 			r.warn(fmt.Sprintf("turn.listen[%d]", i), "name the address that clients use", "%v: on a machine with several addresses, answers may leave from another than was asked", l)
 		}
+	}
+	if c.First().Plain() && c.Quota < 1000 {
+		r.warn("turn.quota", "set it to what all clients together may have", "with turn.oauth.kid_mode plain it counts all tokens of one kid together, and %d are soon used up", c.Quota)
+	}
+	if c.OAuth.Loose {
+		r.warn("turn.oauth.loose", "set it to false unless clients are coturn's", "who sends from a client's address, as behind one NAT, and has any token takes its allocation over")
 	}
 	if c.Credentials == "strict" && r.Line("turn.grace_max") != 0 {
 		r.warn("turn.grace_max", "take it out, or choose turn.credentials: call-grace", "has no effect with turn.credentials: strict")
@@ -180,8 +195,10 @@ func (r *review) turn() {
 	if c.allLocal() {
 		return
 	}
-	if a := c.Relay.Public(); local(a) {
-		r.error("turn.relay.bind", "name an address that gateway and peers can reach", "clients elsewhere are given relayed addresses on %v, this machine's loopback", a)
+	for i, s := range c.Relay {
+		if a := s.Public(); local(a) {
+			r.error(fmt.Sprintf("turn.relay[%d].bind", i), "name an address that gateway and peers can reach", "clients elsewhere are given relayed addresses on %v, this machine's loopback", a)
+		}
 	}
 	if len(c.ListenTCP) == 0 {
 		r.warn("turn.listen_tcp", "add an address, best with port 443, and its turns: entry in turn.urls", "is empty: browsers behind firewalls that drop UDP have no way in")
@@ -231,6 +248,34 @@ func (r *review) told() {
 	}
 }
 
+// acme looks whether the names are those that browsers go to, and whether the CA can find their proof.
+func (r *review) acme() {
+	a := r.HTTPS.ACME
+	portal := r.has("waf") || r.has("wwsf") || r.has("epcscf")
+	turn := r.has("turn") && len(r.TURN.ListenTCP) > 0
+	if !a.On() || !portal && !turn {
+		return
+	}
+	covers := func(key, host string) {
+		if !slices.Contains(a.Names, host) {
+			r.error(key, "add it to https.acme.names, or tell browsers another name", "browsers go to %s, and https.acme.names has %s", host, strings.Join(a.Names, ", "))
+		}
+	}
+	on443 := portal && r.HTTPS.Listen.Port() == 443
+	if portal {
+		covers("https.url", r.HTTPS.URL.Host())
+	}
+	if turn {
+		for i, host := range r.TURN.SecureURLs() {
+			covers(fmt.Sprintf("turn.urls[%d]", i), host)
+		}
+		on443 = on443 || slices.ContainsFunc(r.TURN.ListenTCP, func(l AddrPort) bool { return l.Port() == 443 })
+	}
+	if !on443 && a.HTTP.Port() != 80 {
+		r.warn("https.acme.names", "listen there, or forward the port", "the CA looks for proof on port 443 of each name, and nothing here listens on it")
+	}
+}
+
 // ports looks for ranges of ports that get into each other's way on this machine.
 func (r *review) ports() {
 	type use struct {
@@ -240,7 +285,9 @@ func (r *review) ports() {
 	}
 	var ranges, single []use
 	if r.has("turn") {
-		ranges = append(ranges, use{"turn.relay.ports", r.TURN.Relay.Bind.Addr, r.TURN.Relay.Ports})
+		for i, s := range r.TURN.Relay {
+			ranges = append(ranges, use{fmt.Sprintf("turn.relay[%d].ports", i), s.Bind.Addr, s.Ports})
+		}
 		for i, l := range r.TURN.Listen {
 			single = append(single, use{fmt.Sprintf("turn.listen[%d]", i), l.Addr(), Ports{l.Port(), l.Port()}})
 		}
@@ -249,7 +296,7 @@ func (r *review) ports() {
 		ranges = append(ranges, use{"imsagw.access.ports", r.IMSAGW.Access.Bind.Addr, r.IMSAGW.Access.Ports}, use{"imsagw.core.ports", r.IMSAGW.Core.Bind.Addr, r.IMSAGW.Core.Ports})
 	}
 	same := func(a, b use) bool {
-		return (a.addr == b.addr || a.addr.IsUnspecified() || b.addr.IsUnspecified()) && a.ports.First <= b.ports.Last && b.ports.First <= a.ports.Last
+		return (a.addr == b.addr || a.addr.Is4() == b.addr.Is4() && (a.addr.IsUnspecified() || b.addr.IsUnspecified())) && a.ports.overlap(b.ports)
 	}
 	for i, a := range ranges {
 		for _, b := range ranges[i+1:] {
@@ -266,10 +313,13 @@ func (r *review) ports() {
 	if !r.has("waf") && !r.has("wwsf") && !r.has("epcscf") {
 		return
 	}
+	if a := r.HTTPS.ACME.HTTP; a.IsValid() && a == r.HTTPS.Listen && a.Port() != 0 {
+		r.error("https.acme.http", "choose another port; http-01 is plain HTTP", "%v is https.listen already", a)
+	}
 	for _, tcp := range []struct {
 		role, key string
 		addr      AddrPort
-	}{{"epcscf", "epcscf.listen", r.EPCSCF.Listen}, {"democore", "democore.listen", r.DemoCore.Listen}, {"", "admin.listen", r.Admin.Listen}} {
+	}{{"epcscf", "epcscf.listen", r.EPCSCF.Listen}, {"democore", "democore.listen", r.DemoCore.Listen}, {"waf", "waf.stun_key.listen", r.WAF.STUNKey.Listen}, {"", "admin.listen", r.Admin.Listen}} {
 		if (tcp.role == "" || r.has(tcp.role)) && tcp.addr.IsValid() && tcp.addr == r.HTTPS.Listen && tcp.addr.Port() != 0 {
 			r.error(tcp.key, "choose another port", "%v is https.listen already", tcp.addr)
 		}
@@ -356,8 +406,12 @@ func (r *review) gateway() {
 	if a := r.IMSAGW.Core.Public(); public(a) {
 		r.warn("imsagw.core.bind", "use an address of the network that the core's media run in", "%v is a public address, and media to the core are plain RTP", a)
 	}
-	if r.has("turn") && !r.TURN.allLocal() && local(r.IMSAGW.Access.Public()) && !local(r.TURN.Relay.Bind.Addr) {
-		r.error("imsagw.access.bind", "name an address that the relay can reach", "the gateway's media are on loopback (%v) and relayed addresses are on %v: no packet gets from one to the other", r.IMSAGW.Access.Public(), r.TURN.Relay.Bind)
+	if a := r.IMSAGW.Access.Public(); r.has("turn") && !r.TURN.allLocal() && local(a) {
+		for _, s := range r.TURN.Relay {
+			if !local(s.Bind.Addr) {
+				r.error("imsagw.access.bind", "name an address that the relay can reach", "the gateway's media are on loopback (%v) and relayed addresses are on %v: no packet gets from one to the other", a, s.Bind)
+			}
+		}
 	}
 }
 

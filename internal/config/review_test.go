@@ -30,7 +30,7 @@ func TestDefaultsAreFine(t *testing.T) {
 }
 
 // open is a TURN server that the world can reach.
-const open = "turn: {listen: ['198.51.100.1:3478'], urls: ['turn:turn.example.org'], relay: {bind: 198.51.100.1}, "
+const open = "turn: {listen: ['198.51.100.1:3478'], urls: ['turn:turn.example.org'], relay: [{bind: 198.51.100.1}], "
 
 func TestReview(t *testing.T) {
 	for _, c := range []struct{ name, file, want string }{
@@ -48,26 +48,37 @@ func TestReview(t *testing.T) {
 		{"the second", open + "\n  open: [\n  '203.0.113.0/28 40000-40999',\n  '127.0.0.0/8 1-2']}\n", "error wicgate.yaml:4: turn.open[1]: 127.0.0.0/8"},
 
 		// TURN.
-		{"quota", "turn: {quota: 33, relay: {ports: 50000-50031}}\n", "error wicgate.yaml:1: turn.quota: one pseudonym may have 33 allocations, and turn.relay.ports 50000-50031 hold 32"},
-		{"wildcard", "turn: {listen: ['0.0.0.0:3478'], relay: {bind: 198.51.100.1}}\n", "warning wicgate.yaml:1: turn.listen[0]: 0.0.0.0:3478: on a machine with several addresses"},
-		{"relay on loopback", "turn:\n  listen: ['198.51.100.1:3478']\n", "error turn.relay.bind: clients elsewhere are given relayed addresses on 127.0.0.1"},
+		{"plain quota", "turn: {oauth: {kid_mode: plain}}\n", "warning turn.quota: with turn.oauth.kid_mode plain it counts all tokens of one kid together, and 32 are soon used up"},
+		{"loose", "turn: {quota: 2000, oauth: {kid_mode: plain, loose: true}}\n", "warning wicgate.yaml:1: turn.oauth.loose: who sends from a client's address"},
+		{"stun key on the web's port", "waf: {stun_key: {listen: '127.0.0.1:8443', client_ca: a, servers: [a.test]}}\n", "error wicgate.yaml:1: waf.stun_key.listen: 127.0.0.1:8443 is https.listen already"},
+		{"quota", "turn: {quota: 33, relay: [{bind: 127.0.0.1, ports: 50000-50015}, {bind: '::1', ports: 50000-50015}]}\n", "error wicgate.yaml:1: turn.quota: one pseudonym may have 33 allocations, and turn.relay holds 32 in all"},
+		{"wildcard", "turn: {listen: ['0.0.0.0:3478'], relay: [{bind: 198.51.100.1}]}\n", "warning wicgate.yaml:1: turn.listen[0]: 0.0.0.0:3478: on a machine with several addresses"},
+		{"relay on loopback", "turn:\n  listen: ['198.51.100.1:3478']\n", "error turn.relay[0].bind: clients elsewhere are given relayed addresses on 127.0.0.1"},
 		{"UDP only", open + "listen_tcp: []}\n", "warning wicgate.yaml:1: turn.listen_tcp: is empty: browsers behind firewalls"},
 		{"strict", "turn: {credentials: strict}\n", "warning wicgate.yaml:1: turn.credentials: strict cuts each call at the end of its token, at most 1h after"},
 		{"strict and grace", "turn:\n  credentials: strict\n  grace_max: 1h\n", "warning wicgate.yaml:3: turn.grace_max: has no effect with turn.credentials: strict"},
 		{"short grace", "turn: {grace_max: 10m}\n", "warning wicgate.yaml:1: turn.grace_max: 10m after its token's end a call is cut"},
 
+		// Certificates by ACME.
+		{"ACME for another name", "https: {listen: '198.51.100.1:443', url: 'https://b.example.org', acme: {names: [a.example.org], agree: true}}\n", "error wicgate.yaml:1: https.url: browsers go to b.example.org, and https.acme.names has a.example.org"},
+		{"ACME without turns", "https: {listen: '198.51.100.1:443', url: 'https://a.example.org', acme: {names: [a.example.org], agree: true}}\nturn: {urls: ['turns:t.example.org']}\n", "error wicgate.yaml:2: turn.urls[0]: browsers go to t.example.org"},
+		{"ACME on another port", "https: {url: 'https://a.example.org:8443', acme: {names: [a.example.org], agree: true}}\n", "warning wicgate.yaml:1: https.acme.names: the CA looks for proof on port 443 of each name, and nothing here listens on it"},
+		{"ACME plain HTTP on the front", "https: {acme: {http: '127.0.0.1:8443'}}\n", "error wicgate.yaml:1: https.acme.http: 127.0.0.1:8443 is https.listen already"},
+
 		// What browsers are told.
 		{"portal on loopback's name", "https: {listen: '198.51.100.1:8443'}\n", "warning https.url: https://localhost:8443 is what browsers are told, and it means their own machine"},
-		{"TURN on loopback's name", "turn: {listen: ['198.51.100.1:3478'], relay: {bind: 198.51.100.1}}\n", `warning turn.urls[0]: "turn:127.0.0.1:3478?transport=udp" is what browsers are told, and it means their own machine`},
+		{"TURN on loopback's name", "turn: {listen: ['198.51.100.1:3478'], relay: [{bind: 198.51.100.1}]}\n", `warning turn.urls[0]: "turn:127.0.0.1:3478?transport=udp" is what browsers are told, and it means their own machine`},
 		{"port of the portal", "https: {url: 'https://localhost'}\n", "warning wicgate.yaml:1: https.url: browsers are sent to port 443, https.listen is on port 8443"},
 		{"port of TURN", "turn: {urls: ['turn:127.0.0.1:5000']}\n", `warning wicgate.yaml:1: turn.urls[0]: "turn:127.0.0.1:5000": no listener has port 5000`},
 		{"port that Chromium refuses", "turn: {urls: ['turn:127.0.0.1:53'], listen: ['127.0.0.1:53']}\n", "warning wicgate.yaml:1: turn.urls[0]: Chromium does not connect to TURN servers on port 53"},
 
 		// Ports.
-		{"relay and gateway", "turn: {relay: {ports: 40500-50000}}\n", "error imsagw.access.ports: 40000-40999 overlap with turn.relay.ports 40500-50000 on the same address"},
-		{"relay and gateway, wildcard", "turn: {relay: {bind: 0.0.0.0, advertise: 198.51.100.1, ports: 40500-50000}}\n", "error imsagw.access.ports: 40000-40999 overlap"},
+		{"relay and gateway", "turn: {relay: [{bind: 127.0.0.1, ports: 40500-50000}]}\n", "error imsagw.access.ports: 40000-40999 overlap with turn.relay[0].ports 40500-50000 on the same address"},
+		{"relay and gateway, wildcard", "turn: {relay: [{bind: 0.0.0.0, advertise: 198.51.100.1, ports: 40500-50000}]}\n", "error imsagw.access.ports: 40000-40999 overlap"},
+		{"two relays", "turn: {relay: [{bind: 127.0.0.1}, {bind: 127.0.0.1, ports: 60000-60001}]}\n", "error wicgate.yaml:1: turn.relay[1].ports: 60000-60001 overlap with turn.relay[0].ports 49152-65535 on the same address"},
+		{"two relays behind one address", "turn: {relay: [{bind: 127.0.0.1, advertise: 198.51.100.1}, {bind: 127.0.0.2, advertise: 198.51.100.1}]}\n", "error wicgate.yaml:1: turn.relay[1].ports: 49152-65535 overlap with turn.relay[0].ports 49152-65535, and both are 198.51.100.1 to clients"},
 		{"both sides of the gateway", "imsagw:\n  core:\n    ports: 40900-42000\n", "error wicgate.yaml:3: imsagw.core.ports: 40900-42000 overlap with imsagw.access.ports"},
-		{"listener in the relay's ports", "turn: {listen: ['127.0.0.1:50000'], urls: ['turn:127.0.0.1:50000']}\n", "warning wicgate.yaml:1: turn.listen[0]: port 50000 lies in turn.relay.ports"},
+		{"listener in the relay's ports", "turn: {listen: ['127.0.0.1:50000'], urls: ['turn:127.0.0.1:50000']}\n", "warning wicgate.yaml:1: turn.listen[0]: port 50000 lies in turn.relay[0].ports"},
 		{"two listeners", "https: {listen: '127.0.0.1:5060', url: 'https://localhost:5060'}\n", "error epcscf.listen: 127.0.0.1:5060 is https.listen already"},
 		{"observer", "admin:\n  listen: 127.0.0.1:8443\n", "error wicgate.yaml:2: admin.listen: 127.0.0.1:8443 is https.listen already"},
 
@@ -116,7 +127,7 @@ func TestReview(t *testing.T) {
 
 // TestReviewGoesByRoles: what does not run here is not looked at.
 func TestReviewGoesByRoles(t *testing.T) {
-	f := loadText(t, "epcscf: {core: '8.8.8.8:5060'}\nturn: {relay: {ports: 40500-50000}}\n")
+	f := loadText(t, "epcscf: {core: '8.8.8.8:5060'}\nturn: {relay: [{bind: 127.0.0.1, ports: 40500-50000}]}\n")
 	if got := f.Review([]string{"turn", "waf"}); len(got) != 0 {
 		t.Errorf("%v", got)
 	}
@@ -125,7 +136,7 @@ func TestReviewGoesByRoles(t *testing.T) {
 			t.Errorf("%s alone: %v", one, got)
 		}
 	}
-	lone := loadText(t, "turn: {listen: ['198.51.100.1:3478'], urls: ['turn:turn.example.org'], relay: {bind: 198.51.100.1}}\n").Review([]string{"turn"})
+	lone := loadText(t, "turn: {listen: ['198.51.100.1:3478'], urls: ['turn:turn.example.org'], relay: [{bind: 198.51.100.1}]}\n").Review([]string{"turn"})
 	if len(lone) != 1 || lone[0].Key != "turn.profile" {
 		t.Errorf("turn alone in profile ims: %v", lone)
 	}
@@ -159,7 +170,7 @@ func TestSettings(t *testing.T) {
 	}
 	for _, want := range []Setting{
 		{"bus.url", "nats://xxxxx@10.0.0.1:4222", 2}, {"turn.open", "[192.0.2.0/24 1024-2048]", 4}, {"turn.grace_max", "12h", 0},
-		{"turn.relay.ports", "49152-65535", 0}, {"turn.relay.advertise", `""`, 0}, {"log.level", "info", 0}, {"admin.listen", `""`, 0},
+		{"turn.relay", "[{bind: 127.0.0.1, ports: 49152-65535}]", 0}, {"log.level", "info", 0}, {"admin.listen", `""`, 0},
 		{"turn.listen", "[127.0.0.1:3478]", 0}, {"epcscf.core_trusted", "true", 0}, {"https.certificate", `""`, 0},
 	} {
 		if got[want.Key] != want {

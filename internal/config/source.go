@@ -147,6 +147,11 @@ func show(v any) string {
 		return duration(time.Duration(x))
 	case Ports:
 		return x.String()
+	case Side:
+		if x.Advertise.IsValid() {
+			return fmt.Sprintf("{bind: %v, advertise: %v, ports: %v}", x.Bind, x.Advertise, x.Ports)
+		}
+		return fmt.Sprintf("{bind: %v, ports: %v}", x.Bind, x.Ports)
 	case Range:
 		return x.Prefix.String() + " " + x.Ports.String()
 	case Level:
@@ -200,6 +205,8 @@ func duration(d time.Duration) string {
 
 // String is first-last.
 func (p Ports) String() string { return fmt.Sprintf("%d-%d", p.First, p.Last) }
+
+func (p Ports) overlap(q Ports) bool { return p.First <= q.Last && q.First <= p.Last }
 
 // Count is how many ports there are.
 func (p Ports) Count() int { return int(p.Last) - int(p.First) + 1 }

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -20,6 +21,8 @@ type Tenant struct {
 	Listen      []AddrPort `yaml:"listen"`
 	ServerNames []string   `yaml:"server_names"`
 	Keys        string     `yaml:"keys"`
+	KIDMode     string     `yaml:"kid_mode"`
+	KeyPull     KeyPull    `yaml:"key_pull"`
 	Secrets     string     `yaml:"secrets"`
 	Users       string     `yaml:"users"`
 	Profile     string     `yaml:"profile"`
@@ -34,7 +37,7 @@ type Tenant struct {
 // First is the section turn as a tenant: the one that clients get who choose none.
 func (t TURN) First() Tenant {
 	return Tenant{
-		Name: t.Name, Keys: t.Keys, Secrets: t.Secrets, Users: t.Users, Profile: t.Profile, Open: t.Open, Credentials: t.Credentials, GraceMax: t.GraceMax,
+		Name: t.Name, Keys: t.Keys, KIDMode: t.OAuth.KIDMode, KeyPull: t.KeyPull, Secrets: t.Secrets, Users: t.Users, Profile: t.Profile, Open: t.Open, Credentials: t.Credentials, GraceMax: t.GraceMax,
 		Quota: t.Quota, QuotaTotal: t.QuotaTotal, Rates: t.Rates,
 	}
 }
@@ -45,6 +48,9 @@ func (t TURN) Others() (out []Tenant) {
 	for _, o := range t.Tenants {
 		if o.Profile == "" {
 			o.Profile = t.Profile
+		}
+		if o.KIDMode == "" {
+			o.KIDMode = t.OAuth.KIDMode
 		}
 		if o.Credentials == "" {
 			o.Credentials = t.Credentials
@@ -60,6 +66,24 @@ func (t TURN) Others() (out []Tenant) {
 	return out
 }
 
+// Plain says whether a kid names a key, and nobody.
+func (t Tenant) Plain() bool { return t.KIDMode == "plain" }
+
+// checkKeys says what is wrong with the keys of a tenant, whose kid_mode is at mode.
+func (t Tenant) checkKeys(prefix, mode string) error {
+	p := t.KeyPull
+	wrong := when(t.KIDMode != "derived" && t.KIDMode != "plain", "%s: want derived or plain, not %q", mode, t.KIDMode)
+	if p.URL == "" {
+		return errors.Join(wrong, when(p.Certificate != "" || p.Key != "" || p.CA != "", "%s.key_pull: certificate, key and ca need url", prefix))
+	}
+	u, err := url.Parse(p.URL)
+	return errors.Join(wrong,
+		when(err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "", "%s.key_pull.url: want an https URL such as https://waf.example.org:8444, not %q", prefix, p.URL),
+		when(p.Certificate == "" || p.Key == "", "%s.key_pull: certificate and key are needed: the WAF gives keys to a client certificate alone (RFC 7635 §4.1.1)", prefix),
+		when(!t.Plain(), "%s.key_pull.url: needs %s plain; masters of derived keys leave no machine", prefix, mode),
+	)
+}
+
 // check says what is wrong with a tenant whose keys begin with prefix.
 func (t Tenant) check(prefix string) error {
 	return errors.Join(
@@ -73,11 +97,13 @@ func (t Tenant) check(prefix string) error {
 }
 
 func (t TURN) checkTenants() error {
-	errs := []error{t.First().check("turn"), when(len(t.Tenants) > 1024, "turn.tenants: %d tenants, at most 1024", len(t.Tenants))}
+	errs := []error{t.First().check("turn"), t.First().checkKeys("turn", "turn.oauth.kid_mode"), when(len(t.Tenants) > 1024, "turn.tenants: %d tenants, at most 1024", len(t.Tenants))}
 	names, listeners, servers := map[string]bool{t.Name: true}, map[AddrPort]bool{}, map[string]bool{}
+	plain := t.First().Plain()
 	for i, o := range t.Others() {
+		plain = plain || o.Plain()
 		key := tenantKey(i)
-		errs = append(errs, o.check(key), when(names[o.Name], "%s.name: %q is another tenant's", key, o.Name))
+		errs = append(errs, o.check(key), o.checkKeys(key, key+".kid_mode"), when(names[o.Name], "%s.name: %q is another tenant's", key, o.Name))
 		names[o.Name] = true
 		for j, a := range o.Listen {
 			errs = append(errs,
@@ -92,6 +118,7 @@ func (t TURN) checkTenants() error {
 			servers[n] = true
 		}
 	}
+	errs = append(errs, when(t.OAuth.Loose && !plain, "turn.oauth.loose: needs kid_mode plain; a derived kid says whose a token is"))
 	return errors.Join(errs...)
 }
 

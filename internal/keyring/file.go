@@ -21,18 +21,25 @@ import (
 //	 "masters": [{"id": "b3Jv-_8x", "enc": "A256GCM", "key": "<base64>", "created": "2026-...", "retire": "2026-..."}],
 //	 "nonce_secrets": [{"key": "<base64>", "created": "..."}]}
 //
-// Newest first; "retire" is absent in the first of each. A file is replaced whole and never written
-// in place. One that cannot be understood is never replaced.
+// In place of masters, plain mode has keys as RFC 7635 prints them, "k" in base64url:
+//
+//	 "kid_mode": "plain",
+//	 "keys": [{"kid": "k2", "enc": "A256GCM", "k": "<base64url>", "from": "2026-...", "exp": "2026-..."}],
+//
+// Newest first; "retire" is absent in the first of each, and "from" and "exp" may be absent anywhere. A
+// file is replaced whole and never written in place. One that cannot be understood is never replaced.
 
 const (
 	fileVersion = 1
-	maxFile     = 64 << 10 // 16 masters and 16 nonce secrets need about 5 KiB
+	maxFile     = 64 << 10 // 64 keys and 16 nonce secrets need at most 25 KiB
 )
 
 type fileForm struct {
 	Version      int          `json:"version"`
 	Server       string       `json:"server"`
-	Masters      []masterForm `json:"masters"`
+	KIDMode      string       `json:"kid_mode,omitempty"`
+	Masters      []masterForm `json:"masters,omitempty"`
+	Keys         []plainForm  `json:"keys,omitempty"`
 	NonceSecrets []nonceForm  `json:"nonce_secrets"`
 }
 
@@ -52,20 +59,21 @@ type nonceForm struct {
 
 // OpenFile reads the ring of server from path, or makes it there with one master and one nonce
 // secret. Several processes may do so at once and get the same ring. It refuses a file that others
-// than its owner may read or write, one of another server, and one that it does not understand
-// wholly; such a file is left as it is.
+// than its owner may read or write, one of another server or mode, and one that it does not
+// understand wholly; such a file is left as it is.
 func OpenFile(path, server string) (*Ring, error) {
-	if server == "" {
-		return nil, fmt.Errorf("keyring: %s: no TURN server name", path)
+	return openFile(&Ring{server: server, path: path})
+}
+
+func openFile(r *Ring) (*Ring, error) {
+	if r.server == "" {
+		return nil, fmt.Errorf("keyring: %s: no TURN server name", r.path)
 	}
-	r := &Ring{server: server, path: path}
-	k, err := readFile(path, server)
+	k, err := r.readFile()
 	if errors.Is(err, fs.ErrNotExist) {
-		now := time.Now()
-		fresh := &keys{masters: []master{newMaster(now)}, nonces: []nonceSecret{newNonceSecret(now)}}
-		err = writeFile(path, server, fresh, true)
+		err = r.writeFile(r.fresh(), true)
 		if err == nil || errors.Is(err, fs.ErrExist) { // made here, or by another a moment before
-			k, err = readFile(path, server)
+			k, err = r.readFile()
 		}
 	}
 	if err != nil {
@@ -88,7 +96,7 @@ func (r *Ring) reloadLocked() error {
 		return nil
 	}
 	r.lastLook = time.Now()
-	k, err := readFile(r.path, r.server)
+	k, err := r.readFile()
 	r.err = err
 	if err != nil {
 		return err
@@ -117,21 +125,34 @@ func (r *Ring) look() bool {
 	return r.reloadLocked() == nil
 }
 
-func (r *Ring) rotateFileLocked(now time.Time, overlap time.Duration) error {
-	unlock, err := lockDir(filepath.Dir(r.path))
+// change makes of what the ring holds what f makes of it, in the file too if there is one: what
+// another process wrote since is read first, and the ring changes only once the file has. Nothing is
+// written where f returns what it was given. Its errors name what was tried.
+func (r *Ring) change(what string, f func(*keys) (*keys, error)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.path != "" {
+		unlock, err := lockDir(filepath.Dir(r.path))
+		if err != nil {
+			return fmt.Errorf("keyring: %s %s: lock its folder: %w", what, r.path, err)
+		}
+		defer unlock()
+		if err := r.reloadLocked(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	old := r.keys.Load()
+	next, err := f(old)
 	if err != nil {
-		return fmt.Errorf("keyring: rotate %s: lock its folder: %w", r.path, err)
+		return fmt.Errorf("keyring: %s %q: %w", what, r.server, err)
 	}
-	defer unlock()
-	if err := r.reloadLocked(); err != nil {
-		return fmt.Errorf("rotate: %w", err)
+	if next == old {
+		return nil
 	}
-	next, err := r.keys.Load().rotated(now, overlap)
-	if err != nil {
-		return fmt.Errorf("keyring: rotate %s: %w", r.path, err)
-	}
-	if err := writeFile(r.path, r.server, next, false); err != nil {
-		return fmt.Errorf("rotate: %w", err)
+	if r.path != "" {
+		if err := r.writeFile(next, false); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
 	}
 	r.keys.Store(next)
 	return nil
@@ -165,19 +186,20 @@ func readPrivate(path string, longest int64) ([]byte, error) {
 }
 
 // readFile never returns a part of a file. Its errors name the path and quote no secret.
-func readFile(path, server string) (*keys, error) {
+func (r *Ring) readFile() (*keys, error) {
+	path := r.path
 	b, err := readPrivate(path, maxFile)
 	if err != nil {
 		return nil, fmt.Errorf("keyring: %w", err)
 	}
-	k, err := parseFile(b, server)
+	k, err := r.parseFile(b)
 	if err != nil {
 		return nil, fmt.Errorf("keyring: %s: %w\n  hint: the file was left as it is; restore it from a backup, or move it away to start with new keys (tokens issued so far then end)", path, err)
 	}
 	return k, nil
 }
 
-func parseFile(b []byte, server string) (*keys, error) {
+func (r *Ring) parseFile(b []byte) (*keys, error) {
 	var form fileForm
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
@@ -190,14 +212,31 @@ func parseFile(b []byte, server string) (*keys, error) {
 	switch {
 	case form.Version != fileVersion:
 		return nil, fmt.Errorf("version %d, this program knows %d", form.Version, fileVersion)
-	case form.Server != server:
-		return nil, fmt.Errorf("holds the keys of TURN server %q, not of %q", form.Server, server)
-	case len(form.Masters) == 0 || len(form.NonceSecrets) == 0:
+	case form.Server != r.server:
+		return nil, fmt.Errorf("holds the keys of TURN server %q, not of %q", form.Server, r.server)
+	case form.KIDMode != "" && form.KIDMode != "plain":
+		return nil, fmt.Errorf("kid_mode %q, this program knows none and plain", form.KIDMode)
+	case (form.KIDMode == "plain") != r.plain:
+		return nil, fmt.Errorf("holds keys of the other kid_mode: %s are asked for", r.mode())
+	case r.plain && len(form.Masters) > 0 || !r.plain && len(form.Keys) > 0:
+		return nil, errors.New("holds masters and plain keys; either is used, and kid_mode says which")
+	case !r.plain && len(form.Masters) == 0 || len(form.NonceSecrets) == 0:
 		return nil, errors.New("holds no master or no nonce secret")
 	case len(form.Masters) > MaxMasters || len(form.NonceSecrets) > MaxMasters:
 		return nil, fmt.Errorf("holds more than %d masters or nonce secrets", MaxMasters)
 	}
 	k := &keys{}
+	for i, p := range form.Keys {
+		f, ok := token.ParseFormat(p.Enc)
+		if !ok {
+			return nil, fmt.Errorf("key %d is for %q, this program knows %s", i+1, p.Enc, token.Formats)
+		}
+		k.plain = append(k.plain, PlainKey{p.KID, f, secret.New(p.K), p.From, p.Exp})
+		clear(p.K)
+	}
+	if err := checkPlain(k.plain); err != nil {
+		return nil, err
+	}
 	for i, m := range form.Masters {
 		f, ok := token.ParseFormat(m.Enc)
 		_, twice := k.find(m.ID)
@@ -207,7 +246,7 @@ func parseFile(b []byte, server string) (*keys, error) {
 		case twice:
 			return nil, fmt.Errorf("master %q is there twice", m.ID)
 		case !ok:
-			return nil, fmt.Errorf("master %q is for %q, this program knows %v and %v", m.ID, m.Enc, token.A256GCM, token.A128GCM)
+			return nil, fmt.Errorf("master %q is for %q, this program knows %s", m.ID, m.Enc, token.Formats)
 		case len(m.Key) != masterSize:
 			return nil, fmt.Errorf("master %q has %d bytes, want %d", m.ID, len(m.Key), masterSize)
 		case (i == 0) != m.Retire.IsZero():
@@ -247,8 +286,14 @@ func scrub(err error) error {
 	return errors.New("unknown field, bad time or bad base64")
 }
 
-func (k *keys) encode(server string) ([]byte, error) {
-	form := fileForm{Version: fileVersion, Server: server}
+func (r *Ring) encode(k *keys) ([]byte, error) {
+	form := fileForm{Version: fileVersion, Server: r.server}
+	if r.plain {
+		form.KIDMode = "plain"
+	}
+	for _, p := range k.plain {
+		form.Keys = append(form.Keys, plainForm{p.KID, p.Enc.String(), p.K.Expose(), utc(p.From), utc(p.Exp)})
+	}
 	for _, m := range k.masters {
 		form.Masters = append(form.Masters, masterForm{m.id, m.format.String(), m.key.Expose(), m.created.UTC(), utc(m.retire)})
 	}
@@ -267,13 +312,14 @@ func utc(t time.Time) time.Time {
 
 // writeFile puts the keys at path at once: after a crash there is the old file or the new one.
 // With first, an existing file is left alone and the error is fs.ErrExist.
-func writeFile(path, server string, k *keys, first bool) (err error) {
+func (r *Ring) writeFile(k *keys, first bool) (err error) {
+	path := r.path
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("keyring: write %s: %w", path, err)
 		}
 	}()
-	b, err := k.encode(server)
+	b, err := r.encode(k)
 	if err != nil {
 		return err
 	}

@@ -1,14 +1,16 @@
-// Package keyring holds, for one TURN server name, the master keys from which WAF and TURN server
-// derive the same key K for a kid, and the secrets of the server's nonces.
+// Package keyring holds, for one TURN server name, the keys K by kid that WAF and TURN server share,
+// and the secrets of the server's nonces. A ring has one of two modes.
 //
-// This is the derived mode: kid = <master>.<pseudonym>, and
+// Derived: the ring has master keys, kid = <master>.<pseudonym>, and
 //
-//	K(kid) = HKDF-SHA256(master, no salt, "wicgate stun-key" 0x00 kid, 32 bytes)   RFC 5869
+//	K(kid) = HKDF-SHA256(master, no salt, "wicgate stun-key" 0x00 kid, size of K)   RFC 5869
 //
 // so that a token sealed for one pseudonym opens under no other. Masters never leave wicgate.
-// Whoever has a master can mint tokens for its server: hence one ring for each server name.
 //
-// A ring lives in a file, see file.go, or in memory. It does not decide when to rotate.
+// Plain, see plain.go: K by kid as RFC 7635 prints it, for servers and issuers that are not wicgate.
+//
+// Whoever has a master or a K can mint tokens for its server: hence one ring for each server name.
+// A ring lives in a file, see file.go, or in memory. A derived one does not decide when to rotate.
 package keyring
 
 import (
@@ -44,14 +46,15 @@ const (
 var (
 	// ErrOverlap: Rotate with less than MinOverlap.
 	ErrOverlap = errors.New("overlap too short")
-	// ErrTooMany: Rotate with MaxMasters alive.
-	ErrTooMany = errors.New("too many masters alive")
+	// ErrTooMany: more than MaxMasters, or MaxPlain, alive.
+	ErrTooMany = errors.New("too many keys alive")
 )
 
 // Ring is safe for concurrent use. Readers never wait for a file.
 type Ring struct {
 	server string
 	path   string // empty: in memory
+	plain  bool   // the mode
 
 	keys atomic.Pointer[keys] // replaced whole, never changed
 
@@ -61,10 +64,11 @@ type Ring struct {
 	err      error
 }
 
-// keys is what a ring holds, newest first. There is always one master and one nonce secret
-// without an end.
+// keys is what a ring holds, newest first. There is always one nonce secret without an end, and in
+// derived mode one such master.
 type keys struct {
 	masters []master
+	plain   []PlainKey
 	nonces  []nonceSecret
 }
 
@@ -88,15 +92,29 @@ func alive(retire, now time.Time) bool { return retire.IsZero() || now.Before(re
 // that may forget.
 func New(server string) *Ring {
 	r := &Ring{server: server}
-	now := time.Now()
-	r.keys.Store(&keys{masters: []master{newMaster(now)}, nonces: []nonceSecret{newNonceSecret(now)}})
+	r.keys.Store(r.fresh())
 	return r
 }
 
+// fresh is what a new ring holds: in plain mode no key yet.
+func (r *Ring) fresh() *keys {
+	now := time.Now()
+	k := &keys{nonces: []nonceSecret{newNonceSecret(now)}}
+	if !r.plain {
+		k.masters = []master{newMaster(now)}
+	}
+	return k
+}
+
 func newMaster(now time.Time) master {
+	return master{id: newID(), key: secret.Random(masterSize), format: token.A256GCM, created: now}
+}
+
+// newID returns 8 random characters of the base64url alphabet.
+func newID() string {
 	var id [6]byte
 	rand.Read(id[:]) // never fails
-	return master{id: base64.RawURLEncoding.EncodeToString(id[:]), key: secret.Random(masterSize), format: token.A256GCM, created: now}
+	return base64.RawURLEncoding.EncodeToString(id[:])
 }
 
 func newNonceSecret(now time.Time) nonceSecret {
@@ -106,18 +124,35 @@ func newNonceSecret(now time.Time) nonceSecret {
 // Server returns the TURN server name: REALM, THIRD-PARTY-AUTHORIZATION and associated data.
 func (r *Ring) Server() string { return r.server }
 
-// Current returns the id of the newest master, with which new tokens are sealed.
-func (r *Ring) Current() string { return r.keys.Load().masters[0].id }
+// Current returns the id of the newest master, with which new tokens are sealed; in plain mode the
+// kid of the key that is.
+func (r *Ring) Current() string {
+	if r.plain {
+		return r.keys.Load().sealing(time.Now())
+	}
+	return r.keys.Load().masters[0].id
+}
 
-// KID returns the kid of pseudonym under the newest master.
-func (r *Ring) KID(pseudonym string) string { return r.Current() + "." + pseudonym }
+// KID returns the kid of pseudonym under the newest master. In plain mode it is the same for all
+// pseudonyms, and empty, which no key has, while there is no key to seal with.
+func (r *Ring) KID(pseudonym string) string {
+	if r.plain {
+		return r.Current()
+	}
+	return r.Current() + "." + pseudonym
+}
 
-// Key returns the key of a kid, the format that is bound to it, and whose it is. ok is false for a
-// malformed kid and for a master that is unknown or retired; a peer must not learn which.
+// Key returns the key of a kid, the format that is bound to it, and whose it is: in plain mode
+// nobody's, "". ok is false for a malformed kid and for a key or master that is unknown or retired; a
+// peer must not learn which.
 //
-// An unknown master makes a ring with a file look at it, at most once a second, so that a rotation
-// by another process needs no signal. It derives anew on every call: about 2 us.
+// An unknown one makes a ring with a file look at it, at most once a second, so that a rotation
+// by another process needs no signal. Deriving is done anew on every call: about 2 us.
 func (r *Ring) Key(kid string) (key secret.Bytes, f token.Format, pseudonym string, ok bool) {
+	if r.plain {
+		key, f, ok = r.plainKey(kid)
+		return key, f, "", ok
+	}
 	id, pseudonym, two := strings.Cut(kid, ".")
 	if !two || !validName(id, MaxPseudonym) || !validName(pseudonym, MaxPseudonym) {
 		return secret.Bytes{}, 0, "", false
@@ -129,8 +164,8 @@ func (r *Ring) Key(kid string) (key secret.Bytes, f token.Format, pseudonym stri
 	if !found || !alive(m.retire, time.Now()) {
 		return secret.Bytes{}, 0, "", false
 	}
-	k, err := hkdf.Key(sha256.New, m.key.Expose(), nil, label+kid, masterSize)
-	if err != nil { // 32 bytes are always to be had
+	k, err := hkdf.Key(sha256.New, m.key.Expose(), nil, label+kid, m.format.KeySize())
+	if err != nil { // 64 bytes are always to be had
 		return secret.Bytes{}, 0, "", false
 	}
 	return secret.New(k), m.format, pseudonym, true
@@ -161,26 +196,22 @@ func (r *Ring) NonceSecrets() []secret.Bytes {
 
 // Rotate puts a new master and a new nonce secret in front. Those before stay good until now +
 // overlap, which is at least MinOverlap; those whose time has come are dropped. With a file, what
-// another process wrote since is read first, and the ring changes only once the file has.
+// another process wrote since is read first, and the ring changes only once the file has. The keys of
+// a plain ring are renewed by [Ring.Renew], and Rotate refuses.
 func (r *Ring) Rotate(now time.Time, overlap time.Duration) error {
+	if r.plain {
+		return fmt.Errorf("keyring: rotate %q: its keys are plain, and renewed by their exp", r.server)
+	}
 	if overlap < MinOverlap {
 		return fmt.Errorf("keyring: rotate %q: %w: %v, tokens live up to %v; use that or more", r.server, ErrOverlap, overlap, MinOverlap)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.path == "" {
-		next, err := r.keys.Load().rotated(now, overlap)
-		if err != nil {
-			return fmt.Errorf("keyring: rotate %q: %w", r.server, err)
-		}
-		r.keys.Store(next)
-		return nil
-	}
-	return r.rotateFileLocked(now, overlap)
+	return r.change("rotate", func(k *keys) (*keys, error) { return k.rotated(now, overlap) })
 }
 
 func (k *keys) rotated(now time.Time, overlap time.Duration) (*keys, error) {
-	next := &keys{masters: []master{newMaster(now)}, nonces: []nonceSecret{newNonceSecret(now)}}
+	first := newMaster(now)
+	first.format = k.masters[0].format // an operator may have set it in the file
+	next := &keys{masters: []master{first}, nonces: []nonceSecret{newNonceSecret(now)}}
 	end := now.Add(overlap)
 	for _, m := range k.masters {
 		if m.retire.IsZero() {

@@ -328,7 +328,11 @@ func TestFileRefused(t *testing.T) {
 		{"no master", changed(func(f *fileForm) { f.Masters = nil }), 0o600, "no master"},
 		{"no nonce secret", changed(func(f *fileForm) { f.NonceSecrets = nil }), 0o600, "no nonce secret"},
 		{"bad id", changed(func(f *fileForm) { f.Masters[0].ID = "a.b" }), 0o600, "no usable id"},
-		{"unknown enc", changed(func(f *fileForm) { f.Masters[0].Enc = "A256CBC-HS512" }), 0o600, `for "A256CBC-HS512"`},
+		{"unknown enc", changed(func(f *fileForm) { f.Masters[0].Enc = "A192GCM" }), 0o600, `for "A192GCM"`},
+		{"other enc", changed(func(f *fileForm) { f.Masters[0].Enc = "A256CBC-HS512" }), 0o600, ""},
+		{"plain", changed(func(f *fileForm) { f.KIDMode, f.Masters = "plain", nil }), 0o600, "other kid_mode: masters are asked for"},
+		{"plain keys too", changed(func(f *fileForm) { f.Keys = []plainForm{{KID: "k"}} }), 0o600, "holds masters and plain keys"},
+		{"unknown mode", changed(func(f *fileForm) { f.KIDMode = "odd" }), 0o600, `kid_mode "odd"`},
 		{"short key", changed(func(f *fileForm) { f.Masters[0].Key = f.Masters[0].Key[:31] }), 0o600, "31 bytes, want 32"},
 		{"short nonce secret", changed(func(f *fileForm) { f.NonceSecrets[0].Key = nil }), 0o600, "0 bytes, want 32"},
 		{"first with an end", changed(func(f *fileForm) { f.Masters[0].Retire = end }), 0o600, "the first has no end"},
@@ -397,7 +401,11 @@ func TestNothingPrintsAKey(t *testing.T) {
 	secrets = append(secrets, r.NonceSecrets()...)
 	k := r.keys.Load()
 	var out strings.Builder
-	for _, v := range []any{r, *k, k, k.masters, k.masters[0], &k.masters[0], k.nonces, key} {
+	plain := samplePlain(t)
+	for _, p := range plain.keys.Load().plain {
+		secrets = append(secrets, p.K)
+	}
+	for _, v := range []any{plain, plain.keys.Load().plain, plain.Plain(time.Now()), r, *k, k, k.masters, k.masters[0], &k.masters[0], k.nonces, key} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
 			fmt.Fprintf(&out, verb, v)
 		}
@@ -425,26 +433,38 @@ func BenchmarkKey(b *testing.B) {
 }
 
 func FuzzParseFile(f *testing.F) {
-	k := New(server).keys.Load()
-	good, err := k.encode(server)
+	derived, plain := New(server), samplePlain(f)
+	good, err := derived.encode(derived.keys.Load())
+	if err != nil {
+		f.Fatal(err)
+	}
+	alsoGood, err := plain.encode(plain.keys.Load())
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	f.Add(alsoGood)
 	f.Add([]byte(`{"version":1,"server":"turn.ims.test","masters":[],"nonce_secrets":[]}`))
 	f.Add([]byte(`{`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		k, err := parseFile(b, server)
-		if err != nil {
-			return
-		}
-		again, err := k.encode(server)
-		if err != nil {
-			return // a year that JSON cannot write once in UTC
-		}
-		l, err := parseFile(again, server)
-		if err != nil || len(l.masters) != len(k.masters) || len(l.nonces) != len(k.nonces) || l.masters[0].id != k.masters[0].id {
-			t.Fatalf("does not come back: %v", err)
+		for _, r := range []*Ring{derived, plain} {
+			k, err := r.parseFile(b)
+			if err != nil {
+				continue
+			}
+			again, err := r.encode(k)
+			if err != nil {
+				continue // a year that JSON cannot write once in UTC
+			}
+			l, err := r.parseFile(again)
+			if err != nil || len(l.masters) != len(k.masters) || len(l.nonces) != len(k.nonces) || len(l.plain) != len(k.plain) {
+				t.Fatalf("does not come back: %v", err)
+			}
+			for i, p := range k.plain {
+				if l.plain[i].KID != p.KID || !l.plain[i].K.Equal(p.K) || !l.plain[i].Exp.Equal(p.Exp) {
+					t.Fatalf("%v does not come back", p)
+				}
+			}
 		}
 	})
 }

@@ -19,21 +19,21 @@ const (
 	maxSecretFile = 16 << 10
 )
 
-// OpenSecrets reads the secrets of ephemeral TURN credentials from path: one a line, used as it is
+// OpenSecrets reads a list of secrets, such as those of ephemeral TURN credentials, from path: one a line, used as it is
 // written, newest first; empty lines and those that begin with # do not count. The first is what
-// credentials are made with, all are taken: so one is replaced by another without a break. With
+// things are made with, all are taken: so one is replaced by another without a break. With
 // make, a file that is not there is made with one of 256 random bits. A file that others than its
 // owner may read or write is refused.
 func OpenSecrets(path string, make bool) ([]secret.Bytes, error) {
 	b, err := readPrivate(path, maxSecretFile)
 	if errors.Is(err, fs.ErrNotExist) && make {
 		if err := makeSecrets(path); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
+			return nil, fmt.Errorf("keyring: secrets: %w", err)
 		}
 		b, err = readPrivate(path, maxSecretFile)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("keyring: TURN secrets: %w", err)
+		return nil, fmt.Errorf("keyring: secrets: %w", err)
 	}
 	var list []secret.Bytes
 	for i, line := range bytes.Split(b, []byte{'\n'}) {
@@ -56,9 +56,9 @@ func OpenSecrets(path string, make bool) ([]secret.Bytes, error) {
 
 // makeSecrets writes a new file whole, or fails with fs.ErrExist.
 func makeSecrets(path string) error {
-	b := []byte("# Secrets of ephemeral TURN credentials (turn.secrets), newest first.\n")
+	b := []byte("# Secrets, one a line, newest first: the first is used, all are taken.\n")
 	b = base64.RawURLEncoding.AppendEncode(b, secret.Random(32).Expose())
-	f, err := os.CreateTemp(filepath.Dir(path), ".turn-secrets-*") // 0600
+	f, err := os.CreateTemp(filepath.Dir(path), ".secrets-*") // 0600
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -21,6 +22,11 @@ const (
 	headerSize  = 16 << 10
 )
 
+// ACMEProtocol is the name in ALPN by which a CA looks whether a certificate proves a name (RFC 8737
+// §3). Nothing follows the handshake. Every listener here takes it; where no such proof is due,
+// GetCertificate has none.
+const ACMEProtocol = "acme-tls/1"
+
 // Front is the HTTPS origin that roles share.
 type Front struct {
 	srv   *http.Server
@@ -28,13 +34,15 @@ type Front struct {
 	serve func() error
 }
 
-// NewFront opens the port. cert is a GetCertificate of [CA] or [Files].
+// NewFront opens the port. cert is a GetCertificate, of [CA], [Files] or package acme.
 func NewFront(key string, addr netip.AddrPort, cert func(*tls.ClientHelloInfo) (*tls.Certificate, error), h http.Handler, log *slog.Logger) (*Front, error) {
 	l, err := TCP(key, addr)
 	if err != nil {
 		return nil, err
 	}
-	f := &Front{l: l, srv: server(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert}, h, log)}
+	// net/http closes a connection on which it knows no protocol, which is right for a CA's look.
+	protocols := append(slices.Clone(httpProtocols), ACMEProtocol)
+	f := &Front{l: l, srv: server(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert, NextProtos: protocols}, h, log)}
 	f.serve = func() error { return f.srv.ServeTLS(l, "", "") }
 	return f, nil
 }
@@ -47,6 +55,9 @@ func server(t *tls.Config, h http.Handler, log *slog.Logger) *http.Server {
 		ErrorLog:       slog.NewLogLogger(handshakes{log.Handler()}, slog.LevelWarn),
 	}
 }
+
+// Plain is a server of h for HTTP without TLS, with the limits of a [Front].
+func Plain(h http.Handler, log *slog.Logger) *http.Server { return server(nil, h, log) }
 
 // Addr is the address that the front listens on.
 func (f *Front) Addr() netip.AddrPort { return f.l.Addr().(*net.TCPAddr).AddrPort() }

@@ -92,9 +92,10 @@ const (
 	refusedGone          = "gone"     // closed before its first byte
 	refusedProtocol      = "protocol" // neither TLS nor plain, or TLS without a certificate
 	refusedTLS           = "tls"      // handshake failed: version, ALPN, the client's trust
+	refusedACME          = "acme"     // a CA's look at the certificate (RFC 8737): nothing follows the handshake
 )
 
-var refusals = []string{refusedOpen, refusedOpenSource, refusedOpeningSource, refusedOpening, refusedSlow, refusedGone, refusedProtocol, refusedTLS}
+var refusals = []string{refusedOpen, refusedOpenSource, refusedOpeningSource, refusedOpening, refusedSlow, refusedGone, refusedProtocol, refusedTLS, refusedACME}
 
 // Conn is a connection that has come through. Its handler owns it.
 type Conn struct {
@@ -150,10 +151,10 @@ func NewStreams(cfg StreamConfig) (*Streams, error) {
 		s.stats.Refused[why] = 0
 	}
 	if cfg.Certificate != nil {
-		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cfg.Certificate, NextProtos: cfg.Protocols}
+		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cfg.Certificate, NextProtos: append(slices.Clone(cfg.Protocols), ACMEProtocol)}
 		if cfg.HTTPS != nil {
 			s.web = s.tls.Clone()
-			s.web.NextProtos = append(slices.Clone(httpProtocols), cfg.Protocols...)
+			s.web.NextProtos = append(slices.Clone(httpProtocols), s.tls.NextProtos...)
 		}
 	}
 	for _, a := range cfg.Addrs {
@@ -353,6 +354,9 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 		}
 		state := t.ConnectionState()
 		c.Conn, c.TLS, c.Protocol, c.ServerName = t, true, state.NegotiatedProtocol, state.ServerName
+		if c.Protocol == ACMEProtocol {
+			return refusedACME, nil
+		}
 	case first != 22 && s.cfg.Plain(first):
 		c.Conn = p
 	default:

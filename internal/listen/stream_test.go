@@ -179,6 +179,27 @@ func TestStreamsWithoutCertificate(t *testing.T) {
 	}
 }
 
+// TestStreamsACME: a CA's look at the certificate ends with the handshake; nobody else is let in so.
+func TestStreamsACME(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	h := NewHandover(loopback)
+	s := streams(t, func(c *StreamConfig) { c.HTTPS = h })
+	for n := range 2 {
+		c := tls.Client(s.dial(n), &tls.Config{RootCAs: s.ca.Pool(), ServerName: "localhost", NextProtos: []string{ACMEProtocol}})
+		if err := c.Handshake(); err != nil || c.ConnectionState().NegotiatedProtocol != ACMEProtocol {
+			t.Errorf("%q, %v", c.ConnectionState().NegotiatedProtocol, err)
+		}
+		if works(c) == nil {
+			t.Error("the role's handler got it")
+		}
+		s.refused(refusedACME, uint64(n+1))
+	}
+	c := tls.Client(s.dial(0), &tls.Config{RootCAs: s.ca.Pool(), ServerName: "localhost", NextProtos: []string{ACMEProtocol, "stun.turn"}})
+	if err := c.Handshake(); err != nil || c.ConnectionState().NegotiatedProtocol != "stun.turn" {
+		t.Errorf("beside another protocol: %q, %v", c.ConnectionState().NegotiatedProtocol, err)
+	}
+}
+
 func TestStreamsHandshakeDeadline(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	s := streams(t, func(c *StreamConfig) { c.Handshake = 50 * time.Millisecond })

@@ -122,7 +122,7 @@ func allocateFault(err error, network string) error {
 	case code == 486:
 		return fault{err, "The quota of this log-in is used up (turn.quota)."}
 	case code == 508:
-		return fault{err, "No relay port is free (turn.relay.ports), or the server is draining."}
+		return fault{err, "No relay port is free (turn.relay), or the server is draining."}
 	}
 	return fault{err, "Look into the log of turn."}
 }

@@ -1,20 +1,19 @@
 // Package token seals and opens the self-contained TURN token of RFC 7635 §6.2, and gives it the
 // shape in which unmodified browsers can carry it.
 //
-//	 0                   1                   2                   3
-//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-//	+-------------------------------+-------------------------------+
-//	|      nonce_length = 12        |            nonce ...          |
-//	+-------------------------------+-------------------------------+
-//	|  AES-GCM under K(kid), associated data = the TURN server name, of             |
-//	|    uint16 key_length (20 or 32) | mac_key | uint64 timestamp | uint32 lifetime |
-//	|  followed by the tag, 16 bytes                                                |
-//	+-------------------------------------------------------------------------------+
+//	AEAD (A256GCM, A128GCM)                    CBC (A256CBC-HS512, draft13-A256CBC-HS256)
+//	+-----------------------------------+      +-----------------------------------------+
+//	| uint16 nonce_length = 12 | nonce  |      | S: AES-256-CBC, PKCS #7, IV = 0 of block |
+//	| block, sealed under K, with tag   |      | T: HMAC over server name and S, 32 bytes |
+//	+-----------------------------------+      +-----------------------------------------+
+//	block = uint16 key_length (20 or 32) | mac_key | uint64 timestamp | uint32 lifetime
 //
-// A token with a 20-byte mac_key has 64 bytes, with a 32-byte mac_key 76 bytes; there are no others.
+// The associated data of AEAD is the TURN server name. An AEAD token with a 20-byte mac_key has 64
+// bytes, with a 32-byte one 76; a CBC token has 80 with either. There are no other lengths. See
+// cbc.go for what the texts leave open about CBC, and how it is read here.
 //
 // The package is pure: no clock, no state, no log. Which key belongs to a kid is the business of
-// internal/keyring. The CBC forms of RFC 7635 and of its draft are not here yet.
+// internal/keyring.
 package token
 
 import (
@@ -39,28 +38,48 @@ const (
 	// A128GCM is AES-128-GCM. K has 16 bytes, or 32 of which the first 16 are used: the text does
 	// not say so, the second sample of RFC 7635 appendix A does.
 	A128GCM
+	// A256CBCHS512 is AES-256-CBC with HMAC-SHA-512 (RFC 7518 §5.2.5), the second of RFC 7635. K has
+	// 64 bytes: AUTH, then AS-RS.
+	A256CBCHS512
+	// Draft13 is the encrypt-then-MAC of TR 33.872 §6.3.2, which follows draft 13 of RFC 7635. K has 32
+	// bytes. No text with its bytes is to be had: the reading is ours, and so is the name.
+	Draft13
 )
 
-// String returns the "enc" name of RFC 7518 §5.1.
+var formats = map[Format]struct {
+	enc  string
+	size int // of K, in bytes
+}{
+	A256GCM: {"A256GCM", 32}, A128GCM: {"A128GCM", 16}, A256CBCHS512: {"A256CBC-HS512", 64}, Draft13: {"draft13-A256CBC-HS256", 32},
+}
+
+// String returns the "enc" name of RFC 7518 §5.1, or our own for Draft13.
 func (f Format) String() string {
-	switch f {
-	case A256GCM:
-		return "A256GCM"
-	case A128GCM:
-		return "A128GCM"
+	if k, ok := formats[f]; ok {
+		return k.enc
 	}
 	return fmt.Sprintf("Format(%d)", uint8(f))
 }
 
 // ParseFormat reads an "enc" name. ok is false for every other text.
 func ParseFormat(enc string) (f Format, ok bool) {
-	switch enc {
-	case "A256GCM":
-		return A256GCM, true
-	case "A128GCM":
-		return A128GCM, true
+	for f, k := range formats {
+		if k.enc == enc {
+			return f, true
+		}
 	}
 	return 0, false
+}
+
+// Formats are all there are, in words.
+const Formats = "A256GCM, A128GCM, A256CBC-HS512 or draft13-A256CBC-HS256"
+
+// KeySize is how many bytes K has: 32, 16, 64, 32; 0 for no format.
+func (f Format) KeySize() int { return formats[f].size }
+
+// Fits says whether a K of n bytes can be used. A128GCM also takes 32.
+func (f Format) Fits(n int) bool {
+	return n > 0 && (n == f.KeySize() || f == A128GCM && n == 32)
 }
 
 const (
@@ -115,7 +134,8 @@ func NewMACKey() secret.Bytes {
 }
 
 // Seal returns the token of p for the TURN server named server, under key. The nonce is random, so
-// a key should be replaced well before it has sealed 2^32 tokens.
+// a key should be replaced well before it has sealed 2^32 tokens. The CBC formats have no nonce: their
+// IV is zero, and it is the mac_key that must be fresh.
 // It returns ErrKey or ErrPayload, wrapped with the cause.
 func Seal(f Format, key secret.Bytes, server string, p Payload) ([]byte, error) {
 	var nonce [nonceSize]byte
@@ -125,9 +145,8 @@ func Seal(f Format, key secret.Bytes, server string, p Payload) ([]byte, error) 
 
 // sealNonce is Seal with the nonce given, for vectors.
 func sealNonce(f Format, key secret.Bytes, server string, p Payload, nonce [nonceSize]byte) ([]byte, error) {
-	aead, err := f.aead(key)
-	if err != nil {
-		return nil, err
+	if !f.Fits(len(key.Expose())) {
+		return nil, fmt.Errorf("%w: %v with %d bytes", ErrKey, f, len(key.Expose()))
 	}
 	mac := p.MACKey.Expose()
 	switch {
@@ -146,37 +165,35 @@ func sealNonce(f Format, key secret.Bytes, server string, p Payload, nonce [nonc
 	plain = binary.BigEndian.AppendUint64(plain, uint64(p.Timestamp))
 	plain = binary.BigEndian.AppendUint32(plain, uint32(p.Lifetime/time.Second))
 
+	if f == A256CBCHS512 || f == Draft13 {
+		return f.sealCBC(key, server, plain)
+	}
+	aead, err := f.aead(key)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]byte, 0, 2+nonceSize+len(plain)+tagSize)
 	out = binary.BigEndian.AppendUint16(out, nonceSize)
 	out = append(out, nonce[:]...)
 	return aead.Seal(out, nonce[:], plain, []byte(server)), nil
 }
 
-// Open returns what tok seals. It takes exactly the two lengths that exist, a nonce of 12 bytes and
-// no trailing bytes, also not inside the seal. It does not look at the time: see [Payload.Check].
+// Open returns what tok seals. It takes exactly the lengths that exist, a nonce of 12 bytes and no
+// trailing bytes, also not inside the seal. It does not look at the time: see [Payload.Check].
 //
-// Errors are ErrMalformed and ErrSealed from the peer's doing, ErrKey from the caller's. It makes
-// 6 allocations (the AES schedule, its GCM, the associated data, the payload, the secret and its
-// closure), none of them before the length and the nonce length have been checked.
+// Errors are ErrMalformed and ErrSealed from the peer's doing, ErrKey from the caller's. Of an AEAD
+// token it makes 6 allocations (the AES schedule, its GCM, the associated data, the payload, the
+// secret and its closure), none of them before the length and the nonce length have been checked.
 func Open(f Format, key secret.Bytes, server string, tok []byte) (Payload, error) {
-	const overhead = 2 + nonceSize + fixedSize + tagSize
-	if len(tok) != overhead+shortKey && len(tok) != overhead+longKey {
-		return Payload{}, ErrMalformed
-	}
-	if binary.BigEndian.Uint16(tok) != nonceSize {
-		return Payload{}, ErrMalformed
-	}
-	aead, err := f.aead(key)
+	plain, err := f.open(key, server, tok)
 	if err != nil {
 		return Payload{}, err
 	}
-	nonce, sealed := tok[2:2+nonceSize], tok[2+nonceSize:]
-	plain, err := aead.Open(make([]byte, 0, fixedSize+longKey), nonce, sealed, []byte(server))
-	if err != nil {
-		return Payload{}, ErrSealed
+	if len(plain) < fixedSize {
+		return Payload{}, ErrMalformed
 	}
 	keyLen := int(binary.BigEndian.Uint16(plain))
-	if keyLen != len(plain)-fixedSize { // 20 or 32 by the check of len(tok)
+	if keyLen != len(plain)-fixedSize || keyLen != shortKey && keyLen != longKey {
 		return Payload{}, ErrMalformed
 	}
 	rest := plain[2+keyLen:]
@@ -192,16 +209,37 @@ func Open(f Format, key secret.Bytes, server string, tok []byte) (Payload, error
 	}, nil
 }
 
-// aead returns the cipher of the format under key.
+// open returns the block.
+func (f Format) open(key secret.Bytes, server string, tok []byte) ([]byte, error) {
+	if f == A256CBCHS512 || f == Draft13 {
+		return f.openCBC(key, server, tok)
+	}
+	const overhead = 2 + nonceSize + fixedSize + tagSize
+	if len(tok) != overhead+shortKey && len(tok) != overhead+longKey {
+		return nil, ErrMalformed
+	}
+	if binary.BigEndian.Uint16(tok) != nonceSize {
+		return nil, ErrMalformed
+	}
+	aead, err := f.aead(key)
+	if err != nil {
+		return nil, err
+	}
+	nonce, sealed := tok[2:2+nonceSize], tok[2+nonceSize:]
+	plain, err := aead.Open(make([]byte, 0, fixedSize+longKey), nonce, sealed, []byte(server))
+	if err != nil {
+		return nil, ErrSealed
+	}
+	return plain, nil
+}
+
+// aead returns the cipher of an AEAD format under key.
 func (f Format) aead(key secret.Bytes) (cipher.AEAD, error) {
 	k := key.Expose()
-	switch {
-	case f == A256GCM && len(k) == 32:
-	case f == A128GCM && (len(k) == 16 || len(k) == 32):
-		k = k[:16]
-	default:
+	if !f.Fits(len(k)) {
 		return nil, fmt.Errorf("%w: %v with %d bytes", ErrKey, f, len(k))
 	}
+	k = k[:f.KeySize()]
 	block, err := aes.NewCipher(k)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)

@@ -2,6 +2,8 @@ package token
 
 import (
 	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -33,7 +35,8 @@ func unhex(t testing.TB, s string) []byte {
 }
 
 // vectors: the first two are published, the third is printed by coturn's examples/scripts/oauth.sh.
-// The fourth is our own reading for a 32-byte key, fixed so that it cannot change unnoticed.
+// All others are our own reading, fixed so that it cannot change unnoticed; those of CBC were made by
+// Python's hmac, hashlib and cryptography from the comment in cbc.go.
 var vectors = []struct {
 	name, key, server, mac, nonce string
 	format                        Format
@@ -50,6 +53,16 @@ var vectors = []struct {
 		"AAy1JBYVLo16iq9gFdHyyknmx5T/Lq9YlbxgUdLcStOFS0H8xhHceHOL2f49qxp4uBpGuuLeLqk+RcAa5uP2EQ=="},
 	{"32-byte mac_key", rfcKey, rfcServer, seq(32), rfcNonce, A256GCM, rfcTime,
 		"000c68346a336b326c326e346235614aab5ed2bc903cf971ad0c9362caa3053b978777a6e9e08f359ebe750bd3aa6e5412bce99dc2befeb4d90b1a05173abe338874643cd46c3301eb375d08"},
+	{"A256CBC-HS512, K twice the 32 bytes", rfcKey + rfcKey, rfcServer, rfcMAC, "", A256CBCHS512, rfcTime,
+		"d4e85c316364c73501236ab73e111a4972aa6078c41c2c3b58947d03b74c131ea54b0424409c90641a802067cb13ae748d7577fe40f8cdab856d3826faa966cd80ebaf4461d10e65f06a59aa48f854e0"},
+	{"A256CBC-HS512", seq(64), rfcServer, rfcMAC, "", A256CBCHS512, rfcTime,
+		"77ed07af95828d282e76fe36476715ae37d9959f71705301345080ab3e01329fa0cf0970979adb746e8a6a2fb208247393ab5cf4106714f9900b46b967d96f256c2cdd0970dcd99edf46ae65805c052e"},
+	{"A256CBC-HS512, 32-byte mac_key", seq(64), rfcServer, seq(32), "", A256CBCHS512, rfcTime,
+		"aa4f77ba3bad344ecba0be6af75c6370deb5dbf4e0afc66ae036e96ac4e838d992ead89bad17fbdc146efd57f67abea16db99dff936e08abdf4c944e800dcb4d2e951967c861a24a94bbd92763c94bef"},
+	{"draft 13", rfcKey, rfcServer, rfcMAC, "", Draft13, rfcTime,
+		"26063882fa74a6026aa6a43730ac83c645515c9e3eea8611b94e8c27388a51a77425663c0124b5a77f0396ae7c35644328a09c2388f8a5369185e82f2ecb4f12aadbf9b057733b9364ae822dc21ea2da"},
+	{"draft 13, 32-byte mac_key", rfcKey, rfcServer, seq(32), "", Draft13, rfcTime,
+		"47ab600cb3f23134b57f43eb13f82117dd88dc061c9e3db0d1b61b18366707cbe6645fbb0121f182d3e87c39e9c5500bc96f648a917f04a2bb905ee559d568ef80837e33ecacf662035168c571cf7576"},
 }
 
 func seq(n int) string {
@@ -72,7 +85,7 @@ func TestVectors(t *testing.T) {
 			} else {
 				want = unhex(t, v.token)
 			}
-			if len(want) != 64 && len(want) != 76 {
+			if len(want) != 64 && len(want) != 76 && len(want) != 80 {
 				t.Fatalf("vector of %d bytes", len(want))
 			}
 			key := secret.New([]byte(v.key))
@@ -93,6 +106,107 @@ func TestVectors(t *testing.T) {
 				t.Errorf("sealed to %x, %v", got, err)
 			}
 		})
+	}
+}
+
+// TestEachFormatIsItself: a token opens under its own format, key and server, whole and unchanged,
+// and in no other way.
+func TestEachFormatIsItself(t *testing.T) {
+	for _, f := range []Format{A256GCM, A128GCM, A256CBCHS512, Draft13} {
+		for _, n := range []int{shortKey, longKey} {
+			key := secret.Random(f.KeySize())
+			tok, err := Seal(f, key, "turn.test", Payload{secret.Random(n), rfcTime, time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused := func(what string, f Format, key secret.Bytes, server string, tok []byte) {
+				t.Helper()
+				if p, err := Open(f, key, server, tok); !errors.Is(err, ErrSealed) && !errors.Is(err, ErrMalformed) || !p.MACKey.IsZero() {
+					t.Errorf("%v: %s: %v", f, what, err)
+				}
+			}
+			for _, g := range []Format{A256GCM, A128GCM, A256CBCHS512, Draft13} {
+				k := key
+				if !g.Fits(len(k.Expose())) {
+					k = secret.New(append(bytes.Clone(k.Expose()), make([]byte, 64)...)[:g.KeySize()])
+				}
+				if g != f {
+					refused("as "+g.String(), g, k, "turn.test", tok)
+				}
+			}
+			refused("another key", f, secret.Random(f.KeySize()), "turn.test", tok)
+			refused("another server", f, key, "turn.tesu", tok)
+			refused("a longer server", f, key, "turn.test.", tok)
+			for i := range tok {
+				refused("cut", f, key, "turn.test", tok[:i])
+				bad := bytes.Clone(tok)
+				bad[i] ^= 1 << (i % 8)
+				refused("a bit flipped", f, key, "turn.test", bad)
+			}
+			for i := 1; i < 33; i++ {
+				refused("longer", f, key, "turn.test", append(bytes.Clone(tok), make([]byte, i)...))
+			}
+			if _, err := Open(f, secret.Random(f.KeySize()+1), "turn.test", tok); !errors.Is(err, ErrKey) {
+				t.Errorf("%v: a key too long: %v", f, err)
+			}
+			if p, err := Open(f, key, "turn.test", tok); err != nil || p.Lifetime != time.Hour {
+				t.Errorf("%v: %v", f, err)
+			}
+		}
+	}
+}
+
+// TestCBCRefusesSealedNonsense seals, with the right keys, what no issuer may write.
+func TestCBCRefusesSealedNonsense(t *testing.T) {
+	block := func(size int, change func(b []byte)) []byte {
+		b := binary.BigEndian.AppendUint16(nil, uint16(size))
+		b = append(b, make([]byte, size)...)
+		b = binary.BigEndian.AppendUint64(b, rfcTime)
+		b = binary.BigEndian.AppendUint32(b, 60)
+		for len(b) < cbcSize {
+			b = append(b, byte(cbcSize-2-12-size))
+		}
+		change(b)
+		return b
+	}
+	for _, c := range []struct {
+		name  string
+		plain []byte
+		ok    bool
+	}{
+		{"good, 20", block(20, func([]byte) {}), true},
+		{"good, 32", block(32, func([]byte) {}), true},
+		{"lifetime 0", block(20, func(b []byte) { b[33] = 0 }), false},
+		{"lifetime 2^32-1", block(20, func(b []byte) { copy(b[30:], "\xff\xff\xff\xff") }), false},
+		{"fraction 64000", block(20, func(b []byte) { b[28], b[29] = 0xfa, 0 }), false},
+		{"key_length 21", block(21, func([]byte) {}), false},
+		{"key_length 31", block(31, func([]byte) {}), false},
+		{"32 said, 20 there", block(20, func(b []byte) { b[1] = 32 }), false},
+		{"65535 said", block(20, func(b []byte) { b[0], b[1] = 255, 255 }), false},
+		{"padding 0", block(20, func(b []byte) { b[47] = 0 }), false},
+		{"padding 17", block(20, func(b []byte) { b[47] = 17 }), false},
+		{"padding 255", block(20, func(b []byte) { b[47] = 255 }), false},
+		{"padding of two kinds", block(20, func(b []byte) { b[40] = 1 }), false},
+		{"padding 1", block(20, func(b []byte) { b[47] = 1 }), false},
+		{"padding 16", block(18, func([]byte) {}), false},
+	} {
+		for _, f := range []Format{A256CBCHS512, Draft13} {
+			key := secret.Random(f.KeySize())
+			auth, asrs, err := f.split(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			aesBlock, err := aes.NewCipher(asrs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := make([]byte, cbcSize)
+			cipher.NewCBCEncrypter(aesBlock, make([]byte, 16)).CryptBlocks(s, c.plain)
+			_, err = Open(f, key, rfcServer, append(s, f.tag(auth, rfcServer, s)...))
+			if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrMalformed) {
+				t.Errorf("%v: %s: %v", f, c.name, err)
+			}
+		}
 	}
 }
 
@@ -344,7 +458,10 @@ func TestCheck(t *testing.T) {
 }
 
 func TestFormat(t *testing.T) {
-	for _, f := range []Format{A256GCM, A128GCM} {
+	for f, enc := range map[Format]string{A256GCM: "A256GCM", A128GCM: "A128GCM", A256CBCHS512: "A256CBC-HS512", Draft13: "draft13-A256CBC-HS256"} {
+		if f.String() != enc || !strings.Contains(Formats, enc) || !f.Fits(f.KeySize()) || f.Fits(0) || f.Fits(f.KeySize()-1) {
+			t.Errorf("%v", f)
+		}
 		if g, ok := ParseFormat(f.String()); !ok || g != f {
 			t.Errorf("%v does not come back", f)
 		}
@@ -401,8 +518,12 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte{}, uint8(0), "")
 	f.Add([]byte{0, 12}, uint8(1), rfcServer)
 	f.Fuzz(func(t *testing.T, tok []byte, format uint8, server string) {
-		key := secret.New([]byte(rfcKey))
-		p, err := Open(Format(format), key, server, tok)
+		f := Format(format)
+		key := secret.New([]byte(seq(64))[:f.KeySize()])
+		if f == A256GCM || f == A128GCM || f == Draft13 {
+			key = secret.New([]byte(rfcKey))
+		}
+		p, err := Open(f, key, server, tok)
 		if err != nil {
 			if !p.MACKey.IsZero() || p.Lifetime != 0 {
 				t.Fatal("an error with a payload")
@@ -410,7 +531,7 @@ func FuzzOpen(f *testing.F) {
 			return
 		}
 		// What opens must seal to the same bytes: a token has one form.
-		again, err := sealNonce(Format(format), key, server, p, [nonceSize]byte(tok[2:14]))
+		again, err := sealNonce(f, key, server, p, [nonceSize]byte(tok[2:14])) // CBC has none, and ignores it
 		if server != "" && (err != nil || !bytes.Equal(again, tok)) {
 			t.Fatalf("%x became %x, %v", tok, again, err)
 		}

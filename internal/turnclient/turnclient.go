@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -213,7 +214,9 @@ type Attribute func(m []byte) []byte
 // Allocation is what the server has granted.
 type Allocation struct {
 	Relayed, Mapped netip.AddrPort
+	Second          netip.AddrPort // relayed too, of the other family, where ADDITIONAL-ADDRESS-FAMILY was granted
 	Lifetime        time.Duration
+	Reservation     []byte // RESERVATION-TOKEN, nil = none
 }
 
 // Allocate asks for a relayed address over UDP. extra are further attributes.
@@ -234,6 +237,14 @@ func (c *Client) Allocate(ctx context.Context, lifetime time.Duration, extra ...
 	a := Allocation{}
 	if a.Relayed, err = address(m, stun.AttrXORRelayedAddress); err != nil {
 		return Allocation{}, err
+	}
+	for t, v := range m.All() {
+		if p, err := stun.ParseXORAddress(v, m.TransactionID()); t == stun.AttrXORRelayedAddress && err == nil && p != a.Relayed {
+			a.Second = p
+		}
+	}
+	if v, ok := m.Get(stun.AttrReservationToken); ok {
+		a.Reservation = slices.Clone(v)
 	}
 	if a.Mapped, err = address(m, stun.AttrXORMappedAddress); err != nil {
 		return Allocation{}, err
@@ -260,10 +271,15 @@ func lifetimeOf(m stun.Message) (time.Duration, error) {
 	return time.Duration(s) * time.Second, nil
 }
 
-// Refresh asks for lifetime more; 0 ends the allocation. It returns what was granted.
-func (c *Client) Refresh(ctx context.Context, lifetime time.Duration) (time.Duration, error) {
+// Refresh asks for lifetime more; 0 ends the allocation. It returns what was granted. extra are
+// further attributes.
+func (c *Client) Refresh(ctx context.Context, lifetime time.Duration, extra ...Attribute) (time.Duration, error) {
 	m, err := c.request(ctx, stun.Refresh, func(b []byte) []byte {
-		return stun.AppendUint32(b, stun.AttrLifetime, uint32(lifetime/time.Second))
+		b = stun.AppendUint32(b, stun.AttrLifetime, uint32(lifetime/time.Second))
+		for _, f := range extra {
+			b = f(b)
+		}
+		return b
 	})
 	if err != nil {
 		return 0, err

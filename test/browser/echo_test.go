@@ -62,7 +62,7 @@ func testEcho(t *testing.T, ways []string, want string) {
 	lo := netip.MustParseAddr("127.0.0.1")
 	ring := keyring.New("turn.ims.test")
 	cfg := turn.Config{
-		Relay: turn.Relay{Bind: lo},
+		Relays: []turn.Relay{{Bind: lo}},
 		Tenant: turn.Tenant{
 			Name: "turn.ims.test", Keys: ring, Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(lo, 32), MinPort: 42000, MaxPort: 42099}),
 		},

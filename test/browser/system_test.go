@@ -27,7 +27,7 @@ func configuration(t testing.TB, changes keys) string {
 		"https": {"listen": lab.Edge + ":443", "url": "https://" + lab.Edge},
 		"turn": {
 			"listen": []string{lab.Edge + ":3478"}, "listen_tcp": []string{lab.Edge + ":3478", lab.Edge + ":443"}, "urls": turnURLs(lab.EdgeName),
-			"relay": map[string]any{"bind": lab.Relay},
+			"relay": []any{map[string]any{"bind": lab.Relay}},
 		},
 		"imsagw": {"access": map[string]any{"bind": lab.Gateway}},
 	}

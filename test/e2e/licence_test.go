@@ -19,6 +19,7 @@ var licences = [][2]string{
 	{"BSD", "Redistribution and use in source and binary forms"},
 	{"ISC", "Permission to use, copy, modify, and/or distribute this software for any purpose with or without fee"},
 	{"ISC (old)", "Permission to use, copy, modify, and distribute this software for any purpose with or without fee"},
+	{"CC0-1.0", "CC0 1.0 Universal"}, // public domain; without a grant of patents
 	{"MPL-2.0", "Mozilla Public License Version 2.0"},
 }
 

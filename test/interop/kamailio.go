@@ -1,5 +1,5 @@
 // Package interop runs wicgate against other people's programs: Kamailio as the S-CSCF, with a small
-// HSS behind it.
+// HSS behind it, and coturn with its tools.
 package interop
 
 import (

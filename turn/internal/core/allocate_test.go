@@ -12,7 +12,7 @@ import (
 
 // TestAllocateRules goes through RFC 8656 §7.2 rule by rule.
 func TestAllocateRules(t *testing.T) {
-	v6 := func(c *Config) { c.RelayIPv6 = true }
+	v6 := func(c *Config) { c.Families = stun.FamilyIPv6 }
 	none := func(*Config) {}
 	for _, c := range []struct {
 		name   string
@@ -36,7 +36,7 @@ func TestAllocateRules(t *testing.T) {
 		{"both, and one asked for", none, []add{transport(17), small(stun.AttrRequestedAddressFamily, 1), small(stun.AttrAdditionalAddressFamily, 2)}, 400},
 		{"IPv4 as addition", none, []add{transport(17), small(stun.AttrAdditionalAddressFamily, 1)}, 400},
 		{"even port", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0})}, 0},
-		{"even port and the next", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0x80})}, 508},
+		{"even port and the next", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0x80})}, 0},
 		{"even port, next and both families", none, []add{transport(17), attr(stun.AttrEvenPort, []byte{0x80}), small(stun.AttrAdditionalAddressFamily, 2)}, 400},
 		{"EVEN-PORT of 0 bytes", none, []add{transport(17), attr(stun.AttrEvenPort, nil)}, 400},
 		{"reservation", none, []add{transport(17), attr(stun.AttrReservationToken, make([]byte, 8))}, 508},
@@ -164,11 +164,11 @@ func TestOpening(t *testing.T) {
 	if n := w.core.Revoke(w.now, "p1", &out); n != 1 || len(out.Actions) != 0 {
 		t.Errorf("revoked %d, %+v", n, out.Actions)
 	}
-	w.core.Opened(w.now, id, "socket", netip.MustParseAddrPort("203.0.113.9:50000"), &out)
+	w.core.Opened(w.now, id, Sockets{Family: [2]Socket{{Relay: "socket", Relayed: netip.MustParseAddrPort("203.0.113.9:50000")}}}, &out)
 	if len(out.Actions) != 1 || out.Actions[0].Kind != Close || out.Actions[0].Relay != "socket" || out.Actions[0].Ended != nil {
 		t.Errorf("late socket: %+v", out.Actions)
 	}
-	w.core.OpenFailed(w.now, id, &out)
+	w.core.Opened(w.now, id, Sockets{}, &out)
 	if len(out.Actions) != 0 || w.core.Allocations() != 0 {
 		t.Errorf("late failure: %+v", out.Actions)
 	}
@@ -179,7 +179,7 @@ func TestOpening(t *testing.T) {
 		t.Error("an allocation waits for its socket for ever")
 	}
 	// It cannot be opened.
-	w.fails = true
+	w.fails = stun.FamilyIPv4 | stun.FamilyIPv6
 	w.want(w.askNonce(alice, c, n, stun.Allocate, transport(17)), 508)
 	if w.core.Allocations() != 0 || w.core.Stats().AllocationsTotal != 0 {
 		t.Error("state remains after a failed opening")

@@ -20,22 +20,25 @@ const (
 // allocation is RFC 8656 §3.2's: a relayed address, the 5-tuple that controls it, a credential,
 // a time to expiry, permissions and channels.
 type allocation struct {
-	id      ID
-	tuple   Tuple
-	state   state
-	owner   string
-	books   *owner // the tenant's, of owner
-	created answer // the Allocate, to answer it and its retransmissions
+	id       ID
+	tuple    Tuple
+	state    state
+	tcp      bool      // RFC 6062: the relay sockets are TCP's
+	mobile   *mobility // nil = it cannot move
+	owner    string
+	books    *owner // the tenant's, of owner
+	families byte   // that Open asked for
+	next     bool   // and whether the port behind it too, to be held
+	created  answer // the Allocate, to answer it and its retransmissions
 
-	relay   any
-	relayed netip.AddrPort
+	halves [2]half // IPv4, IPv6; one where none is asked for by ADDITIONAL-ADDRESS-FAMILY
 
 	cur      *credential
 	old      *credential // replaced by a Refresh, still verifying until oldUntil
 	oldUntil time.Time
 
 	born     time.Time
-	expires  time.Time
+	expires  time.Time // the first of the halves', and while opening the time for it
 	extended time.Time // by the issuer: how long the session lives
 	place    int       // in the expiryQueue
 
@@ -43,8 +46,59 @@ type allocation struct {
 	peers       int                      // permissions ever installed
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
+	conns       map[netip.AddrPort]*conn // of a TCP allocation, by peer
 	traffic     Traffic
 	meter       meter
+}
+
+// Socket is a relay socket that has been opened.
+type Socket struct {
+	Relay   any            // what actions name it by
+	Relayed netip.AddrPort // as clients and peers see it
+	// Local is how this machine reaches it, where that is not Relayed: behind a one-to-one NAT, which
+	// need not send back what comes from inside.
+	Local netip.AddrPort
+}
+
+// half is the relay socket of one address family, with an expiry of its own (RFC 8656 §8.1).
+type half struct {
+	Socket  // zero = there is none, or no more
+	expires time.Time
+}
+
+func (h *half) open() bool { return h.Relay != nil }
+
+// familyAt is the place of addr's family in arrays of two. IPv4-mapped addresses are IPv6 here, as on
+// the wire.
+func familyAt(addr netip.Addr) int {
+	if addr.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// half returns the one that relays to addr; it need not be open.
+func (a *allocation) half(addr netip.Addr) *half { return &a.halves[familyAt(addr)] }
+
+// relayed returns the relayed addresses, IPv4 first.
+func (a *allocation) relayed() (out []netip.AddrPort) {
+	for i := range a.halves {
+		if a.halves[i].open() {
+			out = append(out, a.halves[i].Relayed)
+		}
+	}
+	return out
+}
+
+// latest returns when the last of the halves expires.
+func (a *allocation) latest() time.Time {
+	if a.state == opening {
+		return a.expires
+	}
+	if a.halves[0].expires.After(a.halves[1].expires) {
+		return a.halves[0].expires
+	}
+	return a.halves[1].expires
 }
 
 // answer is what is needed to answer an Allocate later, or again.
@@ -54,7 +108,9 @@ type answer struct {
 	sha256      bool
 	fingerprint bool
 	counter     []byte // TRANSACTION_TRANSMIT_COUNTER of the answer, nil = none
-	otherFamily byte   // asked for with ADDITIONAL-ADDRESS-FAMILY and not given, 0 = none
+	reservation []byte // RESERVATION-TOKEN, nil = none
+	ticket      []byte // MOBILITY-TICKET, nil = none
+	failed      [2]int // by family, for ADDRESS-ERROR-CODE: why the one of two that was asked for is not given
 }
 
 // channel is a binding of a number to a peer. It relays until expires, and bars both from other

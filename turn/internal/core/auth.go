@@ -32,12 +32,14 @@ type credential struct {
 	owner    string         // pseudonym: for quota, revocation, and who may refresh
 	alg      stun.Algorithm // that made key of a password; not of KindToken
 	key      secret.Bytes   // of the integrity
+	mac      secret.Bytes   // of KindToken: the mac_key, of which key may be the beginning (Tenant.OAuthMAC16)
+	plain    bool           // the kid names nobody: owner is the kid, see Tenant.OAuthLoose
 	ends     time.Time      // token's expiry, Delta included; zero = never
 }
 
 // same reports whether both are one credential.
 func (c *credential) same(o *credential) bool {
-	return c != nil && o != nil && c.kind == o.kind && c.tenant == o.tenant && c.username == o.username && c.key.Equal(o.key)
+	return c != nil && o != nil && c.kind == o.kind && c.tenant == o.tenant && c.username == o.username && c.mac.Equal(o.mac) && (c.kind == KindToken || c.key.Equal(o.key))
 }
 
 // authenticate runs RFC 8489 §9.2.4 in the order nonce, token, MAC, and answers if it fails. a is
@@ -63,6 +65,11 @@ func (c *Core) authenticate(r *request, a *allocation, out *Outbox) bool {
 		return false
 	}
 	features, ok := c.checkNonce(r.nonce, r.now, r.tuple)
+	if !ok && r.method == stun.ConnectionBind && a != nil {
+		// RFC 6062 clients bring the nonce of the control connection along. That both receive what is
+		// sent to them their handshakes have shown.
+		features, ok = c.checkNonce(r.nonce, r.now, a.tuple)
+	}
 	if !ok {
 		if c.spend(r, out) {
 			c.fail(r, out, 438, CauseStaleNonce, nil)
@@ -126,7 +133,7 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 		if cause != CauseNone {
 			return cause, err
 		}
-		return c.verify(r, cred)
+		return c.verifyMAC16(r, cred)
 	}
 	if r.username == nil {
 		if r.tenant.Users == nil || len(r.userhash) != sha256.Size {
@@ -148,7 +155,7 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 				continue
 			}
 			tried = true
-			if cause, _ = c.verify(r, cred); cause == CauseNone {
+			if cause, _ = c.verifyMAC16(r, cred); cause == CauseNone {
 				return CauseNone, nil
 			}
 		}
@@ -165,7 +172,7 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 		if cause != CauseNone {
 			return cause, err
 		}
-		cred.kind, cred.username = KindUsername, string(r.username)
+		cred.kind, cred.username, cred.mac = KindUsername, string(r.username), secret.Bytes{}
 		return c.password(r, cred, token.Credential(mac))
 	}
 	if t := r.tenant; t.Secrets != nil {
@@ -250,11 +257,12 @@ func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*cr
 	if err != nil {
 		return nil, secret.Bytes{}, CauseBadToken, err
 	}
-	if owner == "" {
+	plain := owner == ""
+	if plain {
 		owner = kid
 	}
 	r.tenant = t
-	cred := &credential{kind: KindToken, tenant: t, username: kid, owner: owner, key: p.MACKey}
+	cred := &credential{kind: KindToken, tenant: t, username: kid, owner: owner, key: p.MACKey, mac: p.MACKey, plain: plain}
 	left, err := p.Check(r.now)
 	if a != nil && r.method == stun.Refresh {
 		for _, known := range []*credential{a.cur, a.previous(r.now)} {
@@ -272,6 +280,9 @@ func (c *Core) openToken(r *request, kid string, tok []byte, a *allocation) (*cr
 		return nil, secret.Bytes{}, CauseRevoked, nil
 	}
 	cred.ends = r.now.Add(left)
+	if t.OAuthLoose && plain && a != nil && r.method == stun.Refresh && a.cur.plain && a.cur.tenant == t {
+		cred.owner = a.owner // stays booked to the kid that it was allocated under
+	}
 	return cred, p.MACKey, CauseNone, nil
 }
 
@@ -311,4 +322,23 @@ func (c *Core) verify(r *request, cred *credential) (Cause, error) {
 	}
 	r.cred, r.key, r.tenant = cred, key, cred.tenant
 	return CauseNone, nil
+}
+
+// verifyMAC16 is verify for clients that use the first 16 bytes of the mac_key, as coturn's do
+// (Tenant.OAuthMAC16): whichever of the two keys has made the integrity is the credential's.
+func (c *Core) verifyMAC16(r *request, cred *credential) (Cause, error) {
+	cause, err := c.verify(r, cred)
+	if cause == CauseNone || !cred.tenant.OAuthMAC16 || cred.kind != KindToken {
+		return cause, err
+	}
+	had := cred.key
+	for _, key := range []secret.Bytes{cred.mac, secret.New(cred.mac.Expose()[:16])} {
+		if cred.key = key; !key.Equal(had) {
+			if cause, err = c.verify(r, cred); cause == CauseNone {
+				return CauseNone, nil
+			}
+		}
+	}
+	cred.key = had
+	return cause, err
 }

@@ -51,7 +51,8 @@ const (
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
 type Keys interface {
-	// Key returns the key and format of tokens under kid, and whose they are.
+	// Key returns the key and format of tokens under kid, and whose they are: "" where a kid names a
+	// key and nobody (RFC 7635 as it is printed), and stands for its owner itself.
 	Key(kid string) (key secret.Bytes, f token.Format, pseudonym string, ok bool)
 	// NonceSecrets returns the secrets of nonces, newest first.
 	NonceSecrets() []secret.Bytes
@@ -77,13 +78,17 @@ type Config struct {
 	Tenant
 	Others []Tenant // 0 to 65534 more
 
-	RelayIPv6 bool // the family of the relay addresses
+	Families byte // of the relay addresses: stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
 
 	MaxAllocations int
 	MaxPermissions int // per allocation
 	MaxChannels    int // per allocation
 	// ChannelNumbers5766 takes the channel numbers up to 0x7FFF of RFC 5766 too.
 	ChannelNumbers5766 bool
+
+	TCPRelay     bool          // RFC 6062
+	Mobility     bool          // RFC 8016
+	NATDiscovery *NATDiscovery // nil = off
 
 	// Budget of replies to sources without a valid nonce. Zero values: see [NewBudget].
 	ReplyBurst int
@@ -100,6 +105,7 @@ type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
 	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without
+	TLS       bool
 	// Tenant is the one that the listener or the name in TLS has chosen: 1 = the first, 0 = none.
 	Tenant uint16
 }
@@ -113,12 +119,17 @@ type Core struct {
 	hasher *stun.Hasher
 	budget *Budget
 
-	tuples  map[Tuple]*allocation
-	ids     map[ID]*allocation
-	relays  map[netip.AddrPort]*allocation // by relayed address
-	tenants []*tenant
-	queue   expiryQueue
-	lastID  ID
+	tuples   map[Tuple]*allocation
+	ids      map[ID]*allocation
+	relays   map[netip.AddrPort]*allocation    // by relayed address
+	locals   map[netip.AddrPort]netip.AddrPort // relayed addresses by the socket's own, where that is another
+	tenants  []*tenant
+	reserved []reservation // oldest first; bounded
+	queue    expiryQueue
+	lastID   ID
+	tickets  map[ticket]*allocation
+	conns    map[Conn]*conn // of TCP allocations
+	waiting  []*conn        // for ConnectionBind, in the order of expiry; ended and bound ones too
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	swept    time.Time            // when living was last looked through for what is over
@@ -134,8 +145,8 @@ type Core struct {
 func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hasher: stun.NewHasher(), budget: NewBudget(cfg.ReplyBurst, cfg.ReplyRate), tenants: []*tenant{newTenant(cfg.Tenant)},
-		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{},
-		living: map[string]time.Time{},
+		tuples: map[Tuple]*allocation{}, ids: map[ID]*allocation{}, relays: map[netip.AddrPort]*allocation{}, locals: map[netip.AddrPort]netip.AddrPort{},
+		living: map[string]time.Time{}, conns: map[Conn]*conn{}, tickets: map[ticket]*allocation{},
 	}
 	for _, t := range cfg.Others {
 		c.tenants = append(c.tenants, newTenant(t))
@@ -175,12 +186,19 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	r := &c.req
 	r.read(m, t, now)
 	r.tenant = c.challenger(t)
+	c.unread(r)
 	defer r.forget()
 	switch m.Type() {
 	case stun.NewType(stun.Binding, stun.Request):
 		c.binding(r, out)
 	case stun.NewType(stun.Allocate, stun.Request), stun.NewType(stun.Refresh, stun.Request),
 		stun.NewType(stun.CreatePermission, stun.Request), stun.NewType(stun.ChannelBind, stun.Request):
+		c.request(r, out)
+	case stun.NewType(stun.Connect, stun.Request), stun.NewType(stun.ConnectionBind, stun.Request):
+		if !c.cfg.TCPRelay {
+			c.refuse(out, CauseMethod, nil)
+			return
+		}
 		c.request(r, out)
 	case stun.NewType(stun.Send, stun.Indication):
 		c.send(r, out)
@@ -194,6 +212,17 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 // request handles the methods that need authentication.
 func (c *Core) request(r *request, out *Outbox) {
 	a := c.lookup(r.tuple, r.now, out)
+	var n *conn
+	if r.method == stun.ConnectionBind {
+		// It comes on a connection of its own, and is verified under the allocation's credential.
+		if n = c.bindable(r); n != nil {
+			a = n.a
+		}
+	}
+	byTicket := r.method == stun.Refresh && r.ticket != nil
+	if byTicket && c.cfg.Mobility {
+		a = c.ticketed(r, out)
+	}
 	if !c.authenticate(r, a, out) {
 		return
 	}
@@ -204,6 +233,14 @@ func (c *Core) request(r *request, out *Outbox) {
 	}
 	if r.method == stun.Allocate {
 		c.allocate(r, a, out)
+		return
+	}
+	if r.method == stun.ConnectionBind {
+		c.connectionBind(r, n, out)
+		return
+	}
+	if byTicket {
+		c.move(r, a, out)
 		return
 	}
 	// RFC 8656 §5: the 5-tuple must have an allocation, else 437, and it must be the client's who
@@ -220,6 +257,8 @@ func (c *Core) request(r *request, out *Outbox) {
 		c.fail(r, out, 441, CauseWrongCredentials, nil)
 	case r.method == stun.CreatePermission:
 		c.createPermission(r, a, out)
+	case r.method == stun.Connect:
+		c.connect(r, a, out)
 	default:
 		c.channelBind(r, a, out)
 	}
@@ -235,6 +274,11 @@ func (c *Core) binding(r *request, out *Outbox) {
 		return
 	}
 	m := stun.AppendXORAddress(r.begin(out, stun.Success), stun.AttrXORMappedAddress, r.tuple.Client)
+	if ip, port, ok := c.cfg.NATDiscovery.place(r.tuple.Listener); ok && r.tuple.Transport == stun.ProtocolUDP {
+		if m, r.tuple, ok = c.discover(r, out, ip, port, m); !ok {
+			return
+		}
+	}
 	c.stats.Bindings++
 	c.reply(r, out, m)
 }
@@ -242,8 +286,7 @@ func (c *Core) binding(r *request, out *Outbox) {
 // lookup returns the allocation of t, ending it if its time has come.
 func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 	a := c.tuples[t]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
+	if a != nil && c.expire(a, now, out) {
 		return nil
 	}
 	return a
@@ -251,17 +294,27 @@ func (c *Core) lookup(t Tuple, now time.Time, out *Outbox) *allocation {
 
 // NextTimeout returns when [Core.Timeout] is next needed; ok is false if nothing is waiting.
 func (c *Core) NextTimeout() (at time.Time, ok bool) {
-	if len(c.queue) == 0 {
-		return time.Time{}, false
+	if len(c.queue) > 0 {
+		at, ok = c.queue[0].expires, true
 	}
-	return c.queue[0].expires, true
+	if len(c.reserved) > 0 && (!ok || c.reserved[0].expires.Before(at)) {
+		at, ok = c.reserved[0].expires, true
+	}
+	if n := c.nextWaiting(); n != nil && (!ok || n.expires.Before(at)) {
+		at, ok = n.expires, true
+	}
+	return at, ok
 }
 
-// Timeout ends the allocations whose time has come.
+// Timeout ends the allocations, reservations and waiting connections whose time has come.
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
-		c.end(c.queue[0], now, EndExpired, out)
+		c.expire(c.queue[0], now, out)
+	}
+	c.releaseExpired(now, out)
+	for n := c.nextWaiting(); n != nil && !now.Before(n.expires); n = c.nextWaiting() {
+		c.drop(n, true, out)
 	}
 }
 
@@ -276,6 +329,7 @@ func (c *Core) Revoke(now time.Time, pseudonym string, out *Outbox) int {
 			n++
 		}
 	}
+	c.release(func(r *reservation) bool { return r.owner == pseudonym }, out)
 	return n
 }
 
@@ -303,10 +357,11 @@ func (c *Core) Recheck(now time.Time, out *Outbox) int {
 func (c *Core) Holds(t Tuple) bool { return c.tuples[t] != nil }
 
 // Disconnected tells that the connection t is gone. Its allocation ends with it: no other connection
-// can ever be of the same 5-tuple (RFC 8656 §3.2).
+// can ever be of the same 5-tuple (RFC 8656 §3.2). One with a ticket waits for its client for
+// [Unreachable].
 func (c *Core) Disconnected(now time.Time, t Tuple, out *Outbox) {
 	out.reset()
-	if a := c.tuples[t]; a != nil {
+	if a := c.tuples[t]; a != nil && !c.detach(a, t, now) {
 		c.end(a, now, EndDisconnected, out)
 	}
 }
@@ -364,12 +419,13 @@ func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
 // Drain refuses new allocations from now on, with 508.
 func (c *Core) Drain() { c.draining = true }
 
-// EndAll ends all allocations, for a shutdown.
+// EndAll ends all allocations and reservations, for a shutdown.
 func (c *Core) EndAll(now time.Time, out *Outbox) {
 	out.reset()
 	for len(c.queue) > 0 {
 		c.end(c.queue[0], now, EndShutdown, out)
 	}
+	c.release(func(*reservation) bool { return true }, out)
 }
 
 // Allocations returns how many allocations there are, those still being opened among them.
@@ -377,21 +433,80 @@ func (c *Core) Allocations() int { return len(c.ids) }
 
 // end is the only exit of an allocation.
 func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
-	delete(c.tuples, a.tuple)
-	delete(c.ids, a.id)
-	if a.state == open {
-		delete(c.relays, a.relayed)
+	if c.tuples[a.tuple] == a { // it is not, where its connection is gone
+		delete(c.tuples, a.tuple)
 	}
+	c.forgetMobile(a)
+	delete(c.ids, a.id)
 	a.cur.tenant.remove(a)
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
-		out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: a.relay, Ended: &Ended{
-			Cause: why, Owner: a.owner, Tenant: a.cur.tenant.Name, Credential: a.cur.kind, Tuple: a.tuple, Relayed: a.relayed,
+		e := &Ended{
+			Cause: why, Owner: a.owner, Tenant: a.cur.tenant.Name, Credential: a.cur.kind, Tuple: a.tuple, Relayed: a.relayed(),
 			Age: now.Sub(a.born), Peers: a.peers, Traffic: a.traffic,
-		}})
+		}
+		for i := range a.halves {
+			if a.halves[i].open() {
+				c.endHalf(a, &a.halves[i], e, out)
+				e = nil // one line in the log
+			}
+		}
 	}
 	a.state = ended
 	c.stats.Ended[why]++
+}
+
+// endHalf closes a relay socket of a, with the permissions and channels that were its (RFC 8656 §8.2).
+func (c *Core) endHalf(a *allocation, h *half, e *Ended, out *Outbox) {
+	for addr := range a.permissions {
+		if a.half(addr) == h {
+			delete(a.permissions, addr)
+		}
+	}
+	for n, ch := range a.channels {
+		if a.half(ch.peer.Addr()) == h {
+			delete(a.channels, n)
+			delete(a.byPeer, ch.peer)
+		}
+	}
+	for peer, n := range a.conns {
+		if a.half(peer.Addr()) == h {
+			c.drop(n, true, out)
+		}
+	}
+	delete(c.relays, h.Relayed)
+	delete(c.locals, h.Local)
+	out.Actions = append(out.Actions, Action{Kind: Close, ID: a.id, Relay: h.Relay, Ended: e})
+	*h = half{}
+}
+
+// expire ends what of a has come to its time, and reports whether that is all of it.
+func (c *Core) expire(a *allocation, now time.Time, out *Outbox) bool {
+	if !a.expired(now) {
+		return false
+	}
+	if !now.Before(a.latest()) {
+		c.end(a, now, EndExpired, out)
+		return true
+	}
+	for i := range a.halves { // each has been refreshed by itself
+		if h := &a.halves[i]; h.open() && !now.Before(h.expires) {
+			c.endHalf(a, h, nil, out)
+		}
+	}
+	c.reschedule(a)
+	return false
+}
+
+// reschedule puts a where the first of its halves to expire says.
+func (c *Core) reschedule(a *allocation) {
+	a.expires = a.latest()
+	for i := range a.halves {
+		if h := &a.halves[i]; h.open() && h.expires.Before(a.expires) {
+			a.expires = h.expires
+		}
+	}
+	heap.Fix(&c.queue, a.place)
 }
 
 // transactionID returns a fresh random id (RFC 8489 §5).

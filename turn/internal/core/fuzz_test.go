@@ -42,9 +42,13 @@ func FuzzClient(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 1, 1, 0, 2, 0, 1, 2, 0, 3, 0, 2, 1, 0, 4, 1, 0, 'h', 'i', 5, 0, 0, 2, 'h', 'i', 3, 10, 1, 0, 1, 1, 6, 0, 3, 255})
 	f.Add([]byte{1, 0, 0, 0, 1, 1, 1, 1, 0, 1, 1, 2, 2, 0, 1, 1, 0, 1, 0x80, 1, 7, 0, 3, 50, 1, 1, 0, 1, 3})
 	f.Add([]byte{1, 0, 1, 0, 1, 2, 0, 0, 12, 0x00, 0x12, 0x00, 0x08, 0x00, 0x01, 1, 2, 3, 4, 5, 6, 8, 0, 1, 99})
+	// A dual allocation: permission, channel, packets both ways, one half deleted, time.
+	f.Add([]byte{1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 2, 0, 0, 6, 0, 1, 0, 0, 0, 3, 0, 0, 1, 0, 0, 4, 0, 1, 2, 'h', 'i', 5, 0, 6, 2, 'h', 'i', 1, 0, 0, 0, 1, 0, 10, 0, 3, 0, 10})
+	// An even port and the next, which another 5-tuple redeems, time, and another that comes too late.
+	f.Add([]byte{1, 0, 0, 0, 0, 0, 4, 0, 1, 1, 0, 0, 0, 0, 3, 0, 3, 0, 5, 1, 2, 0, 0, 0, 0, 4, 0, 3, 0, 6, 1, 0, 1, 0, 0, 0, 3, 0})
 
 	clients := []Tuple{alice, mallory, {Client: ap("[2001:db8::1]:9"), Listener: 1, Transport: 17}}
-	peers := []netip.AddrPort{gateway, netip.AddrPortFrom(gateway.Addr(), 40001), netip.AddrPortFrom(gateway.Addr(), 22), stranger, ap("127.0.0.1:80"), ap("[2001:db8::7]:1")}
+	peers := []netip.AddrPort{gateway, netip.AddrPortFrom(gateway.Addr(), 40001), netip.AddrPortFrom(gateway.Addr(), 22), stranger, ap("127.0.0.1:80"), ap("[2001:db8::7]:1"), gateway6}
 	owners := []string{"p1", "p2"}
 	methods := []stun.Method{stun.Allocate, stun.Refresh, stun.CreatePermission, stun.ChannelBind, stun.Send, stun.Binding}
 
@@ -52,6 +56,7 @@ func FuzzClient(f *testing.F) {
 		p := &program{input}
 		w := newWorld(t, func(c *Config) {
 			c.Policy = CredentialPolicy(len(input) % 3)
+			c.Families = []byte{stun.FamilyIPv4, stun.FamilyIPv6, bothFamilies}[len(input)/3%3]
 			c.GraceMax, c.Quota, c.MaxAllocations, c.MaxPermissions, c.MaxChannels, c.ReplyBurst = 20*time.Minute, 2, 3, 2, 2, 1<<30
 		})
 		creds := map[[2]int]cred{}
@@ -65,6 +70,7 @@ func FuzzClient(f *testing.F) {
 		proven := map[string]bool{} // owners that have shown a credential
 		check := func() {
 			w.invariants()
+			w.sockets()
 			for o := range w.core.tenants[0].owners {
 				if !proven[o] {
 					t.Fatalf("state for %q, who has not authenticated", o)
@@ -126,6 +132,18 @@ func FuzzClient(f *testing.F) {
 					} else if x == 0 && m == stun.Refresh {
 						b = lifetime(0)(b)
 					}
+					switch x := p.byte(); {
+					case m == stun.Allocate && x&3 == 3: // the second half of a reservation, or one that is none
+						if n := len(w.core.reserved); n > 0 {
+							b = reserved(w.core.reserved[n-1].token[:])(b)
+						}
+					case m == stun.Allocate && x&4 != 0:
+						b = pair(b)
+					case m == stun.Allocate && x&1 != 0:
+						b = also(stun.FamilyIPv6)(b)
+					case (m == stun.Allocate || m == stun.Refresh) && x&2 != 0:
+						b = only(x >> 2 & 3)(b)
+					}
 					if m == stun.ChannelBind {
 						b = channelNumber(0x3fff + uint16(p.byte()%4))(b)
 					}
@@ -154,7 +172,7 @@ func FuzzClient(f *testing.F) {
 				o := owners[p.byte()&1]
 				w.core.Revoke(w.now, o, &w.out)
 				w.act(Tuple{})
-				if w.core.tenants[0].count(o) != 0 {
+				if w.core.held(w.core.tenants[0], o) != 0 {
 					t.Fatal("revoked, and still there")
 				}
 				check()
@@ -168,8 +186,8 @@ func FuzzClient(f *testing.F) {
 		}
 		w.sleep(48 * time.Hour)
 		check()
-		if w.core.Allocations() != 0 {
-			t.Fatalf("%d allocations live for ever", w.core.Allocations())
+		if w.core.Allocations() != 0 || w.opened != w.closed {
+			t.Fatalf("%d allocations live for ever; %d sockets opened, %d closed", w.core.Allocations(), w.opened, w.closed)
 		}
 	})
 }

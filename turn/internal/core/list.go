@@ -13,8 +13,8 @@ type Allocation struct {
 	Tenant         string // its name
 	Credential     CredentialKind
 	Tuple          Tuple
-	Relayed        netip.AddrPort
-	Since, Expires time.Time // of the allocation; Refresh moves Expires
+	Relayed        []netip.AddrPort // IPv4 first
+	Since, Expires time.Time        // of the allocation; Refresh moves Expires
 	CredentialEnds time.Time
 	Permissions    []netip.Addr // in force
 	Channels       []netip.AddrPort
@@ -28,8 +28,8 @@ func (c *Core) List(now time.Time, want func(id ID, pseudonym string) bool) (lis
 			continue
 		}
 		s := Allocation{
-			ID: id, Pseudonym: a.owner, Tenant: a.cur.tenant.Name, Credential: a.cur.kind, Tuple: a.tuple, Relayed: a.relayed,
-			Since: a.born, Expires: a.expires, CredentialEnds: a.cur.ends, Traffic: a.traffic,
+			ID: id, Pseudonym: a.owner, Tenant: a.cur.tenant.Name, Credential: a.cur.kind, Tuple: a.tuple, Relayed: a.relayed(),
+			Since: a.born, Expires: a.latest(), CredentialEnds: a.cur.ends, Traffic: a.traffic,
 		}
 		for addr, until := range a.permissions {
 			if now.Before(until) {

@@ -16,26 +16,39 @@ const (
 	ToClient Kind = iota + 1
 	// ToPeer: send Data to Peer from the socket Relay.
 	ToPeer
-	// Open: open a relay socket, on an even port if Even, then call Opened or OpenFailed with ID.
+	// Open: open a relay socket of each of Families, on an even port if Even, and the port behind it too
+	// if Next; or take Relay, which is open and has been held, if it is there. Then call Opened with ID.
 	Open
-	// Close: close the socket Relay and log Ended.
+	// Close: close the socket Relay and log Ended, unless it is nil.
 	Close
+	// Dial: connect from the address of the socket Relay to Peer, in DialTimeout, then call Connected
+	// with Conn.
+	Dial
+	// Splice: pass bytes between the client's connection Tuple, once what stands before in Actions has
+	// been sent on it, and the peer's connection Relay, asking Passed; then call Gone with Conn.
+	Splice
+	// CloseConn: close the peer's connection Relay.
+	CloseConn
 )
 
 // Action is one thing to do. Data is a view of the packet that was handed in or of the Outbox.
 type Action struct {
-	Kind  Kind
-	Even  bool
-	ID    ID
-	Tuple Tuple
-	Relay any // what Opened was given
-	Peer  netip.AddrPort
-	Data  []byte
-	Ended *Ended
+	Kind       Kind
+	Families   byte // stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
+	TCP        bool // Open: TCP sockets that listen
+	Even, Next bool
+	ID         ID
+	Conn       Conn
+	Tuple      Tuple
+	Relay      any // what Opened, Connected or Accepted was given
+	Peer       netip.AddrPort
+	Data       []byte
+	Ended      *Ended
 }
 
-// maxReply bounds what a Core says of itself: the longest is an error with REALM, NONCE,
-// THIRD-PARTY-AUTHORIZATION or UNKNOWN-ATTRIBUTES and an integrity.
+// maxReply bounds what a Core says of itself without memory of its own for it: the longest is an error
+// with REALM, NONCE, THIRD-PARTY-AUTHORIZATION or UNKNOWN-ATTRIBUTES and an integrity. A Binding response
+// with PADDING is longer.
 const maxReply = 1024
 
 // Outbox carries the result of one call out of a Core. Its owner makes one for each goroutine that
@@ -95,6 +108,8 @@ const (
 	CauseBlind
 	CauseUnknownUser
 	CauseRate
+	CauseConnection
+	CauseMobility
 	NumCauses = iota
 )
 
@@ -130,6 +145,8 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseRevoked:          {"revoked", "session of the credential has been revoked"},
 	CauseUnknownUser:      {"unknown_user", "no user of that name or hash"},
 	CauseRate:             {"rate", "more than the rate of the allocation, its pseudonym or its tenant"},
+	CauseConnection:       {"connection", "the peer's connection is there already, or could not be made"},
+	CauseMobility:         {"mobility", "mobility is off"},
 	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
 }
 
@@ -165,7 +182,7 @@ type Ended struct {
 	Tenant     string // its name
 	Credential CredentialKind
 	Tuple      Tuple
-	Relayed    netip.AddrPort
+	Relayed    []netip.AddrPort // IPv4 first
 	Age        time.Duration
 	Peers      int // permissions installed; one that lapsed and came again is two
 	Traffic    Traffic

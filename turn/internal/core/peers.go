@@ -20,16 +20,19 @@ func (c *Core) allowAddr(t *tenant, addr netip.Addr) error {
 // allow asks the tenant's policy about a peer. A relay address of our own is one while it is allocated; the
 // permission of its own client is asked for where the packet arrives.
 func (c *Core) allow(t *tenant, peer netip.AddrPort) error {
+	return c.allowRelay(t, peer, false)
+}
+
+// allowRelay is allow for a peer on UDP or TCP.
+func (c *Core) allowRelay(t *tenant, peer netip.AddrPort, tcp bool) error {
 	err := t.Peers.Allow(peer)
-	if err != nil && errors.Is(err, peerpolicy.ErrOwnRelay) && c.relays[peer] != nil {
-		return nil
+	if err != nil && errors.Is(err, peerpolicy.ErrOwnRelay) {
+		if o := c.relays[peer]; o != nil && o.tcp == tcp {
+			return nil
+		}
 	}
 	return err
 }
-
-// family reports whether addr is of the relay's family. IPv4-mapped addresses are IPv6 here, as on
-// the wire.
-func (c *Core) family(addr netip.Addr) bool { return addr.Is4() != c.cfg.RelayIPv6 }
 
 // createPermission handles an authenticated CreatePermission request (RFC 8656 §9.2): all of its
 // addresses or none.
@@ -45,7 +48,7 @@ func (c *Core) createPermission(r *request, a *allocation, out *Outbox) {
 			c.fail(r, out, 400, CauseBadRequest, nil)
 			return
 		}
-		if !c.family(peer.Addr()) {
+		if !a.half(peer.Addr()).open() {
 			c.fail(r, out, 443, CauseFamily, nil)
 			return
 		}
@@ -84,7 +87,8 @@ func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
 		highest = stun.MaxChannel5766
 	}
 	number, err := stun.ParseChannelNumber(r.channel)
-	if err != nil || number < stun.MinChannel || number > highest {
+	// RFC 6062 §3: there are no channels on TCP allocations.
+	if a.tcp || err != nil || number < stun.MinChannel || number > highest {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
@@ -93,7 +97,7 @@ func (c *Core) channelBind(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
-	if !c.family(peer.Addr()) {
+	if !a.half(peer.Addr()).open() {
 		c.fail(r, out, 443, CauseFamily, nil)
 		return
 	}

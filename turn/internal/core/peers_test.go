@@ -31,7 +31,9 @@ func TestForbiddenPeers(t *testing.T) {
 	listener := ap("8.8.4.4:3478")
 	general := func(v6 bool) func(*Config) {
 		return func(c *Config) {
-			c.RelayIPv6 = v6
+			if c.Families = stun.FamilyIPv4; v6 {
+				c.Families = stun.FamilyIPv6
+			}
 			c.Peers = peerpolicy.General().WithListeners(listener).WithRelays(relayIP)
 		}
 	}
@@ -93,7 +95,7 @@ func TestOwnRelay(t *testing.T) {
 	a, b := w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inUsername, "p2", w.now, time.Hour)
 	w.want(w.ask(alice, a, stun.Allocate, transport(17)), 0)
 	w.want(w.ask(mallory, b, stun.Allocate, transport(17)), 0)
-	ra, rb := w.core.tuples[alice].relayed, w.core.tuples[mallory].relayed
+	ra, rb := w.core.tuples[alice].halves[0].Relayed, w.core.tuples[mallory].halves[0].Relayed
 	w.want(w.ask(alice, a, stun.ChannelBind, channelNumber(0x4000), peer(rb)), 0)
 	if p, _, ok := w.toPeer(alice, stun.AppendChannelData(nil, 0x4000, []byte("x"))); !ok || p != rb {
 		t.Error("not relayed to the neighbour's relay")
@@ -109,6 +111,43 @@ func TestOwnRelay(t *testing.T) {
 	if _, _, ok := w.toPeer(alice, stun.AppendChannelData(nil, 0x4000, []byte("x"))); ok {
 		t.Error("relayed to a relay address that is no longer allocated")
 	}
+}
+
+// TestHairpin: the same behind a one-to-one NAT, where the packet goes to the socket's own address
+// and comes from one, and both clients see the relayed addresses. The inside address is nobody's peer.
+func TestHairpin(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Peers = peerpolicy.General().WithRelays(relayIP, insideIP) })
+	w.behindNAT = true
+	a, b := w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inUsername, "p2", w.now, time.Hour)
+	w.want(w.ask(alice, a, stun.Allocate, transport(17)), 0)
+	w.want(w.ask(mallory, b, stun.Allocate, transport(17)), 0)
+	from, to := w.core.tuples[alice].halves[0].Socket, w.core.tuples[mallory].halves[0].Socket
+	w.want(w.ask(alice, a, stun.ChannelBind, channelNumber(0x4000), peer(to.Local)), 403)
+	w.want(w.ask(alice, a, stun.ChannelBind, channelNumber(0x4000), peer(to.Relayed)), 0)
+	if p, _, ok := w.toPeer(alice, stun.AppendChannelData(nil, 0x4000, []byte("x"))); !ok || p != to.Local {
+		t.Errorf("leaves for %v, want %v", p, to.Local)
+	}
+	w.want(w.ask(mallory, b, stun.CreatePermission, peer(from.Relayed)), 0)
+	m, ok := w.fromPeer(mallory, from.Local, "x")
+	if !ok {
+		t.Fatalf("not delivered: %v", w.out.Cause)
+	}
+	msg, err := stun.Parse(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, _ := msg.Get(stun.AttrXORPeerAddress)
+	if p, err := stun.ParseXORAddress(v, msg.TransactionID()); err != nil || p != from.Relayed {
+		t.Errorf("comes from %v, want %v", p, from.Relayed)
+	}
+	if _, ok := w.fromPeer(mallory, netip.AddrPortFrom(insideIP, 22), "x"); ok {
+		t.Error("the inside address is a peer")
+	}
+	w.want(w.ask(alice, a, stun.Refresh, lifetime(0)), 0)
+	if _, ok := w.fromPeer(mallory, from.Local, "x"); ok || len(w.core.locals) != 1 {
+		t.Errorf("an ended allocation is a peer; %d addresses", len(w.core.locals))
+	}
+	w.invariants()
 }
 
 func TestCreatePermissionRules(t *testing.T) {

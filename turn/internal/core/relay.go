@@ -30,11 +30,11 @@ func (c *Core) send(r *request, out *Outbox) {
 		return
 	}
 	peer, err := stun.ParseXORAddress(r.peer, r.msg.TransactionID())
-	if err != nil || r.data == nil { // DATA of no bytes is legal, no DATA is not
+	if err != nil || r.data == nil || a.tcp { // DATA of no bytes is legal, no DATA is not
 		c.refuse(out, CauseBadRequest, nil)
 		return
 	}
-	c.toPeer(a, r.now, peer, r.data, out)
+	c.toPeer(a, r.tuple, r.now, peer, r.data, out)
 }
 
 // channelData handles a ChannelData message from a client (RFC 8656 §12.6).
@@ -54,12 +54,12 @@ func (c *Core) channelData(now time.Time, t Tuple, packet []byte, out *Outbox) {
 		c.refuse(out, CauseChannel, nil)
 		return
 	}
-	c.toPeer(a, now, ch.peer, data, out)
+	c.toPeer(a, t, now, ch.peer, data, out)
 }
 
 // toPeer relays data if there is a permission, which must live also where a channel does, and the
 // policy still allows the peer with its port.
-func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []byte, out *Outbox) {
+func (c *Core) toPeer(a *allocation, t Tuple, now time.Time, peer netip.AddrPort, data []byte, out *Outbox) {
 	if !a.permitted(peer.Addr(), now) {
 		c.refuse(out, CauseNoPermission, nil)
 		return
@@ -72,11 +72,17 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 		c.refuse(out, CauseRate, nil)
 		return
 	}
+	c.arrived(a, t)
 	a.traffic.SentPackets++
 	a.traffic.SentBytes += uint64(len(data))
 	c.stats.Traffic.SentPackets++
 	c.stats.Traffic.SentBytes += uint64(len(data))
-	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.relay, Peer: peer, Data: data})
+	if len(c.locals) > 0 {
+		if to := c.relays[peer]; to != nil {
+			peer = to.half(peer.Addr()).Local // the NAT in front might drop it
+		}
+	}
+	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.half(peer.Addr()).Relay, Peer: peer, Data: data})
 }
 
 // FromPeer takes a packet of n bytes from peer, unmapped, that arrived at the relay socket of id. It
@@ -85,13 +91,14 @@ func (c *Core) toPeer(a *allocation, now time.Time, peer netip.AddrPort, data []
 func (c *Core) FromPeer(now time.Time, id ID, peer netip.AddrPort, buf []byte, n int, out *Outbox) {
 	out.reset()
 	a := c.ids[id]
-	if a != nil && a.expired(now) {
-		c.end(a, now, EndExpired, out)
-		a = nil
-	}
-	if a == nil || a.state != open {
+	if a == nil || c.expire(a, now, out) || a.state != open {
 		c.refuse(out, CauseNoAllocation, nil)
 		return
+	}
+	if len(c.locals) > 0 {
+		if relayed, ok := c.locals[peer]; ok {
+			peer = relayed // another client of ours, on the short way of toPeer
+		}
 	}
 	if !a.permitted(peer.Addr(), now) {
 		c.refuse(out, CauseNoPermission, nil)

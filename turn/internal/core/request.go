@@ -19,6 +19,8 @@ type request struct {
 	lifetime, transport, family, channel, data []byte
 	additional, evenPort, reservation, peer    []byte
 	userhash, algorithm, algorithms, counter   []byte
+	change, responsePort, padding, connection  []byte
+	ticket                                     []byte        // empty = asked for
 	unknown                                    [16]stun.Attr // the first unknown required attributes
 	unknowns                                   int
 
@@ -71,6 +73,16 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			field = &r.algorithms
 		case stun.AttrTransmitCounter:
 			field = &r.counter
+		case stun.AttrChangeRequest:
+			field = &r.change
+		case stun.AttrResponsePort:
+			field = &r.responsePort
+		case stun.AttrPadding:
+			field = &r.padding
+		case stun.AttrMobilityTicket:
+			field = &r.ticket
+		case stun.AttrConnectionID:
+			field = &r.connection
 		case stun.AttrMappedAddress, stun.AttrXORMappedAddress, stun.AttrXORRelayedAddress, stun.AttrErrorCode, stun.AttrUnknownAttributes,
 			stun.AttrPriority, stun.AttrUseCandidate:
 			continue // known, and of no meaning here
@@ -78,10 +90,7 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			// DONT-FRAGMENT is among these: a UDP socket cannot set DF packet by packet, and RFC 8656
 			// §7.2 has such a server treat the attribute as unknown.
 			if typ.Required() {
-				if r.unknowns < len(r.unknown) {
-					r.unknown[r.unknowns] = typ
-				}
-				r.unknowns++
+				r.unknownAttr(typ)
 			}
 			continue
 		}
@@ -89,6 +98,13 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			*field = v
 		}
 	}
+}
+
+func (r *request) unknownAttr(t stun.Attr) {
+	if r.unknowns < len(r.unknown) {
+		r.unknown[r.unknowns] = t
+	}
+	r.unknowns++
 }
 
 // forget drops the views of the packet and the key.

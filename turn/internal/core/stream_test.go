@@ -47,7 +47,7 @@ func TestDisconnected(t *testing.T) {
 	if len(w.out.Actions) != 0 || w.core.Holds(early) {
 		t.Errorf("%+v", w.out.Actions)
 	}
-	w.core.Opened(w.now, id, "socket", netip.AddrPortFrom(relayIP, 60000), &w.out)
+	w.core.Opened(w.now, id, Sockets{Family: [2]Socket{{Relay: "socket", Relayed: netip.AddrPortFrom(relayIP, 60000)}}}, &w.out)
 	if len(w.out.Actions) != 1 || w.out.Actions[0].Kind != Close || w.out.Actions[0].Relay != "socket" {
 		t.Errorf("the socket that comes too late: %+v", w.out.Actions)
 	}

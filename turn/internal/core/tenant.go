@@ -28,6 +28,13 @@ type Tenant struct {
 	// NoAccessToken switches RFC 7635's own shape off: no THIRD-PARTY-AUTHORIZATION, and
 	// ACCESS-TOKEN is an unknown attribute.
 	NoAccessToken bool
+	// OAuthLoose lets a Refresh bring a token of another kid, where neither kid says whose it is. Who
+	// has any token of this server can then take over an allocation whose 5-tuple is his. Off as
+	// RFC 8656 §5 has it; coturn's client takes another kid each time.
+	OAuthLoose bool
+	// OAuthMAC16 also takes the first 16 bytes of a mac_key for the key of the integrity, as coturn's
+	// client does. Tokens of wicgate do not need it.
+	OAuthMAC16 bool
 
 	Quota       int // allocations per pseudonym
 	QuotaTenant int // of all its pseudonyms together
@@ -134,14 +141,6 @@ func (t *tenant) remove(a *allocation) {
 	if len(a.books.allocations) == 0 {
 		delete(t.owners, a.owner)
 	}
-}
-
-// count returns how many allocations pseudonym has.
-func (t *tenant) count(pseudonym string) int {
-	if o := t.owners[pseudonym]; o != nil {
-		return len(o.allocations)
-	}
-	return 0
 }
 
 // within draws n bytes on the rates of a, its pseudonym and its tenant, from all or from none.

@@ -18,26 +18,33 @@ import (
 const realm = "turn.ims.test"
 
 var (
-	relayIP  = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
-	gateway  = netip.MustParseAddrPort("192.0.2.10:40000")
-	stranger = netip.MustParseAddrPort("192.0.2.11:40000")
-	alice    = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
-	mallory  = Tuple{Client: netip.MustParseAddrPort("198.51.100.66:6666"), Transport: 17}
+	relayIP   = netip.MustParseAddr("203.0.113.9") // special-purpose, so that no policy lets it pass by chance
+	insideIP  = netip.MustParseAddr("10.0.0.9")
+	relayIP6  = netip.MustParseAddr("2001:db8::9")
+	insideIP6 = netip.MustParseAddr("fd00::9")
+	gateway6  = netip.MustParseAddrPort("[2001:db8:1::10]:40000")
+	gateway   = netip.MustParseAddrPort("192.0.2.10:40000")
+	stranger  = netip.MustParseAddrPort("192.0.2.11:40000")
+	alice     = Tuple{Client: netip.MustParseAddrPort("198.51.100.1:5000"), Transport: 17}
+	mallory   = Tuple{Client: netip.MustParseAddrPort("198.51.100.66:6666"), Transport: 17}
 )
 
 // world is a Core with a clock, a keyring, and relay sockets that open when asked.
 type world struct {
-	t     testing.TB
-	core  *Core
-	now   time.Time
-	ring  *keyring.Ring
-	out   Outbox
-	h     *stun.Hasher
-	port  uint16
-	ended []*Ended
-	last  Outbox // what the last packet led to, before any opening
-	seq   byte
-	fails bool // relay sockets do not open
+	t              testing.TB
+	core           *Core
+	now            time.Time
+	ring           *keyring.Ring
+	out            Outbox
+	h              *stun.Hasher
+	port           uint16
+	ended          []*Ended
+	opened, closed int    // relay sockets
+	last           Outbox // what the last packet led to, before any opening
+	seq            byte
+	from           Tuple // of the last answer
+	fails          byte  // families whose relay sockets do not open
+	behindNAT      bool  // they are on insideIP, and on relayIP to others
 }
 
 func newWorld(t testing.TB, change ...func(*Config)) *world {
@@ -45,9 +52,10 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 	cfg := Config{
 		Tenant: Tenant{
 			Name: realm, Keys: w.ring, Policy: CallGrace, GraceMax: 12 * time.Hour, Quota: 32, QuotaTenant: 1000,
-			Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999}),
+			Peers: peerpolicy.IMS(peerpolicy.Range{Prefix: netip.MustParsePrefix("192.0.2.10/32"), MinPort: 40000, MaxPort: 40999},
+				peerpolicy.Range{Prefix: netip.MustParsePrefix("2001:db8:1::10/128"), MinPort: 40000, MaxPort: 40999}),
 		},
-		MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
+		Families: stun.FamilyIPv4, MaxAllocations: 1000, MaxPermissions: 16, MaxChannels: 8,
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -220,7 +228,8 @@ func (w *world) act(t Tuple) response {
 		a := w.out.Actions[i]
 		switch a.Kind {
 		case ToClient:
-			if a.Tuple != t {
+			w.from = a.Tuple
+			if a.Tuple != t && w.core.cfg.NATDiscovery == nil {
 				w.t.Fatalf("answer goes to %v, asked by %v", a.Tuple, t)
 			}
 			m, err := stun.Parse(bytes.Clone(a.Data))
@@ -237,20 +246,42 @@ func (w *world) act(t Tuple) response {
 				r.code = code
 			}
 		case Open:
-			if w.fails {
-				w.core.OpenFailed(w.now, a.ID, &w.out)
-			} else {
-				w.port++
-				w.core.Opened(w.now, a.ID, w.port, netip.AddrPortFrom(relayIP, w.port), &w.out)
+			var got Sockets
+			for i := range got.Family {
+				if port, held := a.Relay.(uint16); held && a.Families&byte(1+i) != 0 {
+					got.Family[i] = w.socket(i, port)
+				} else if a.Families&^w.fails&byte(1+i) != 0 {
+					w.opened++
+					if w.port++; a.Even {
+						w.port += w.port & 1
+					}
+					got.Family[i] = w.socket(i, w.port)
+					if a.Next {
+						w.opened++
+						w.port++
+						got.Next = w.socket(i, w.port)
+					}
+				}
 			}
+			w.core.Opened(w.now, a.ID, got, &w.out)
 			i = -1
 		case Close:
+			w.closed++
 			if a.Ended != nil {
 				w.ended = append(w.ended, a.Ended)
 			}
 		}
 	}
 	return r
+}
+
+// socket is the relay socket of a port.
+func (w *world) socket(family int, port uint16) Socket {
+	at := netip.AddrPortFrom([]netip.Addr{relayIP, relayIP6}[family], port)
+	if w.behindNAT {
+		return Socket{port, at, netip.AddrPortFrom([]netip.Addr{insideIP, insideIP6}[family], port)}
+	}
+	return Socket{port, at, at}
 }
 
 // ask sends an authenticated request with a fresh nonce.
@@ -338,6 +369,18 @@ func (w *world) call(t Tuple, c cred) {
 	w.want(w.ask(t, c, stun.CreatePermission, peer(gateway)), 0)
 }
 
+// sockets checks that each relay socket that was opened and not closed is somebody's.
+func (w *world) sockets() {
+	w.t.Helper()
+	halves := 0
+	for _, a := range w.core.ids {
+		halves += len(a.relayed())
+	}
+	if w.opened-w.closed != halves+len(w.core.reserved) {
+		w.t.Fatalf("%d sockets opened, %d closed, %d of allocations, %d reserved", w.opened, w.closed, halves, len(w.core.reserved))
+	}
+}
+
 // owned are the allocations in the books of all tenants.
 func (w *world) owned() iter.Seq[*allocation] {
 	return func(yield func(*allocation) bool) {
@@ -365,13 +408,22 @@ func (w *world) owned() iter.Seq[*allocation] {
 func (w *world) invariants() {
 	w.t.Helper()
 	c := w.core
-	owned, opened := 0, 0
+	owned, opened, halves, tuples := 0, 0, 0, 0
 	for a := range w.owned() {
 		owned++
+		lost := a.mobile != nil && a.mobile.lost
+		if !lost {
+			tuples++
+		}
+		if m := a.mobile; m != nil && m.next != (Tuple{}) {
+			if tuples++; c.tuples[m.next] != a || lost {
+				w.t.Fatal("a new path is not in order")
+			}
+		}
 		if o := a.cur.tenant.owners[a.owner]; o != a.books || len(o.allocations) > a.cur.tenant.Quota {
 			w.t.Fatalf("owner %q is not in order", a.owner)
 		}
-		if c.ids[a.id] != a || c.tuples[a.tuple] != a || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
+		if c.ids[a.id] != a || (c.tuples[a.tuple] == a) == lost || a.state == ended || a.place >= len(c.queue) || c.queue[a.place] != a {
 			w.t.Fatalf("allocation %d is not in order", a.id)
 		}
 		if len(a.permissions) > c.cfg.MaxPermissions || len(a.channels) > c.cfg.MaxChannels || len(a.channels) != len(a.byPeer) {
@@ -387,12 +439,38 @@ func (w *world) invariants() {
 		}
 		if a.state == open {
 			opened++
-			if c.relays[a.relayed] != a {
-				w.t.Fatal("relayed address is not found")
+			if len(a.relayed()) == 0 {
+				w.t.Fatal("an allocation without a relay socket is open")
+			}
+			for i := range a.halves {
+				h := &a.halves[i]
+				if !h.open() {
+					continue
+				}
+				halves++
+				if c.relays[h.Relayed] != a || familyAt(h.Relayed.Addr()) != i {
+					w.t.Fatal("relayed address is not found")
+				}
+				if h.expires.Before(a.expires) || h.expires.After(c.hardEnd(a.cur, a.extended)) {
+					w.t.Fatalf("half ends at %v, allocation at %v", h.expires, a.expires)
+				}
+			}
+			for addr := range a.permissions {
+				if !a.half(addr).open() {
+					w.t.Fatalf("permission for %v, of a family without a relay socket", addr)
+				}
 			}
 		}
 	}
-	if owned != len(c.ids) || owned != len(c.tuples) || owned != len(c.queue) || opened != len(c.relays) || len(c.ids) > c.cfg.MaxAllocations {
+	for i, r := range c.reserved {
+		if r.socket.Relay == nil || i > 0 && r.expires.Before(c.reserved[i-1].expires) || r.expires.After(w.now.Add(ReservationLifetime)) {
+			w.t.Fatalf("reservation %+v is not in order", r)
+		}
+		if n := c.held(r.tenant, r.owner); n > r.tenant.Quota {
+			w.t.Fatalf("owner %q has %d allocations and reservations", r.owner, n)
+		}
+	}
+	if owned != len(c.ids) || tuples != len(c.tuples) || owned != len(c.queue) || len(c.locals) > halves || halves != len(c.relays) || opened > halves || len(c.ids)+len(c.reserved) > c.cfg.MaxAllocations || len(c.reserved) > maxReservations {
 		w.t.Fatalf("%d owned, %d ids, %d tuples, %d queued, %d open, %d relays", owned, len(c.ids), len(c.tuples), len(c.queue), opened, len(c.relays))
 	}
 }
