@@ -21,7 +21,7 @@ var credentialForm = regexp.MustCompile(`^uri="turn:turn\.ims\.test:3478\?transp
 // TestTURNCredentialSHA256: another USERNAME, and so another HMAC.
 func TestTURNCredentialSHA256(t *testing.T) {
 	sec := secret.New([]byte("shared with the TURN server"))
-	e := &Edge{cfg: Config{TURN: TURNConfig{Secret: sec, Life: time.Hour, SHA256: true}}}
+	e := &Edge{cfg: Config{TURN: TURNConfig{Secret: func() secret.Bytes { return sec }, Life: time.Hour, SHA256: true}}}
 	f, ok := e.credentialField(&siptx.Message{Headers: []siptx.Header{{Name: turnCredential, Value: "request"}}}, &binding{alias: "p-alice", flow: &flow{transport: "WSS"}})
 	m := regexp.MustCompile(`^username="(\d+:s2\.p-alice)",password="([A-Za-z0-9+/=]{44})",expires=\d+$`).FindStringSubmatch(f.Value)
 	if !ok || m == nil || m[2] != string(turntoken.EphemeralPassword(sec, m[1]).Expose()) {
