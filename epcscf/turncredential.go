@@ -17,8 +17,9 @@ const turnCredential = "TURN-Credential"
 
 // TURNConfig is for the credentials that the edge issues. The zero value: none.
 type TURNConfig struct {
-	// Secret is shared with the TURN server; it is not used where Push is.
-	Secret secret.Bytes
+	// Secret is what is shared with the TURN server, asked for each credential; nil = none. It is not used
+	// where Push is.
+	Secret func() secret.Bytes
 	// URLs of the TURN server (RFC 7065).
 	URLs []string
 	// Life of a credential; 0 = 1 h, at most 24 h.
@@ -50,7 +51,7 @@ func (t *TURNConfig) complete() error {
 // have to be told first, then comes later, under the lock too.
 func (e *Edge) withCredential(m *siptx.Message, b *binding, then func(...siptx.Header)) {
 	t := e.cfg.TURN
-	if b.flow.transport != "WSS" || t.Secret.IsZero() && t.Push == nil || !strings.EqualFold(strings.TrimSpace(m.Get(turnCredential)), "request") {
+	if b.flow.transport != "WSS" || t.Secret == nil && t.Push == nil || !strings.EqualFold(strings.TrimSpace(m.Get(turnCredential)), "request") {
 		then()
 		return
 	}
@@ -60,7 +61,7 @@ func (e *Edge) withCredential(m *siptx.Message, b *binding, then func(...siptx.H
 		if t.SHA256 {
 			username = turntoken.EphemeralUsernameSHA256(expires, b.alias)
 		}
-		then(e.credentialField(username, turntoken.EphemeralPassword(t.Secret, username), expires))
+		then(e.credentialField(username, turntoken.EphemeralPassword(t.Secret(), username), expires))
 		return
 	}
 	if e.stopped {

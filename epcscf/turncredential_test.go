@@ -23,7 +23,7 @@ var credentialForm = regexp.MustCompile(`^uri="turn:turn\.ims\.test:3478\?transp
 // TestTURNCredentialSHA256: another USERNAME, and so another HMAC.
 func TestTURNCredentialSHA256(t *testing.T) {
 	sec := secret.New([]byte("shared with the TURN server"))
-	e := &Edge{cfg: Config{TURN: TURNConfig{Secret: sec, Life: time.Hour, SHA256: true}}}
+	e := &Edge{cfg: Config{TURN: TURNConfig{Secret: func() secret.Bytes { return sec }, Life: time.Hour, SHA256: true}}}
 	var f siptx.Header
 	e.withCredential(&siptx.Message{Headers: []siptx.Header{{Name: turnCredential, Value: "request"}}}, &binding{alias: "p-alice", flow: &flow{transport: "WSS"}},
 		func(fields ...siptx.Header) { f = append(fields, f)[0] })
@@ -38,7 +38,7 @@ func TestTURNCredentialSHA256(t *testing.T) {
 func TestTURNCredential(t *testing.T) {
 	sec := secret.New([]byte("shared with the TURN server"))
 	h := newHouse(t, func(c *Config) {
-		c.TURN = TURNConfig{Secret: sec, URLs: []string{"turn:turn.ims.test:3478?transport=udp", "turns:turn.ims.test:443"}, Life: 20 * time.Minute}
+		c.TURN = TURNConfig{Secret: func() secret.Bytes { return sec }, URLs: []string{"turn:turn.ims.test:3478?transport=udp", "turns:turn.ims.test:443"}, Life: 20 * time.Minute}
 	})
 	t.Cleanup(func() { h.over(); goleak.VerifyNone(t) })
 	alice := h.ua("alice")

@@ -27,6 +27,8 @@ want turnutils_uclient coturn
 want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
+want promtool prometheus
+want systemd-analyze systemd
 want sqlite3 sqlite3
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
@@ -35,6 +37,8 @@ if [ ${#need[@]} -gt 0 ]; then
 	fi
 	echo "setup: apt-get install ${need[*]}"
 	as_root apt-get update -qq
+	# promtool comes with a server that its package would start.
+	case " ${need[*]} " in *" prometheus "*) command -v systemctl >/dev/null && as_root systemctl mask prometheus 2>/dev/null || true ;; esac
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
 	# The tests start their own; services would take ports 5060 and 3478.
 	for s in kamailio coturn; do

@@ -51,7 +51,7 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 	out := make([]Allocation, 0, len(list))
 	for _, a := range list {
 		out = append(out, Allocation{
-			ID: uint64(a.ID), Pseudonym: a.Pseudonym, Tenant: a.Tenant, Credential: string(a.Credential), Client: a.Tuple.Client, Transport: s.transport(a.Tuple), Relayed: a.Relayed,
+			ID: uint64(a.ID), Pseudonym: a.Pseudonym, Tenant: a.Tenant, Credential: string(a.Credential), Client: a.Tuple.Client, Transport: transport(a.Tuple), Relayed: a.Relayed,
 			Since: a.Since, Expires: a.Expires, CredentialEnds: a.CredentialEnds, Permissions: a.Permissions, Channels: a.Channels,
 			ToPeerPackets: a.Traffic.SentPackets, ToPeerBytes: a.Traffic.SentBytes,
 			ToClientPackets: a.Traffic.ReceivedPackets, ToClientBytes: a.Traffic.ReceivedBytes,
@@ -60,17 +60,16 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 	return out
 }
 
-func (s *Server) transport(t core.Tuple) string {
-	switch t.Transport {
-	case stun.ProtocolUDP:
-		return "udp"
-	case core.TransportDTLS:
+func transport(t core.Tuple) string {
+	switch {
+	case t.Transport == core.TransportDTLS:
 		return "dtls"
-	}
-	if c := s.streams.get(t); c != nil && c.conn.TLS {
+	case t.TLS:
 		return "tls"
+	case t.Transport == stun.ProtocolTCP:
+		return "tcp"
 	}
-	return "tcp"
+	return "udp"
 }
 
 // Kill ends one allocation, and reports whether it was there.

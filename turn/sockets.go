@@ -1,12 +1,15 @@
 package turn
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -367,10 +370,23 @@ func (r *relay) serve(s *Server) {
 func (s *Server) close(a *core.Action) {
 	a.Relay.(relaySocket).close()
 	if e := a.Ended; e != nil {
-		s.log.Info("turn: allocation ended", "cause", e.Cause.String(), "pseudonym", e.Owner, "client", e.Tuple.Client, "relayed", e.Relayed,
-			"age", e.Age.Round(time.Millisecond), "to_peer_packets", e.Traffic.SentPackets, "to_peer_bytes", e.Traffic.SentBytes,
-			"to_client_packets", e.Traffic.ReceivedPackets, "to_client_bytes", e.Traffic.ReceivedBytes)
+		s.sessionEnded(a.ID, e)
 	}
+}
+
+// sessionEnded writes the one line there is about each TURN session. Its fields are a contract with
+// whoever reads logs by program (docs/ops/operating.md): all are there each time.
+func (s *Server) sessionEnded(id core.ID, e *core.Ended) {
+	relayed := make([]string, 0, 2)
+	for _, r := range e.Relayed {
+		relayed = append(relayed, r.String())
+	}
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "turn: session ended",
+		slog.String("cause", e.Cause.String()), slog.String("pseudonym", e.Owner), slog.String("client", e.Tuple.Client.String()), slog.String("transport", transport(e.Tuple)),
+		slog.String("relayed", strings.Join(relayed, ",")), slog.Uint64("id", uint64(id)), slog.String("tenant", e.Tenant), slog.String("credential", string(e.Credential)),
+		slog.Int64("age_ms", e.Age.Milliseconds()), slog.Int("peers", e.Peers),
+		slog.Uint64("to_peer_packets", e.Traffic.SentPackets), slog.Uint64("to_peer_bytes", e.Traffic.SentBytes),
+		slog.Uint64("to_client_packets", e.Traffic.ReceivedPackets), slog.Uint64("to_client_bytes", e.Traffic.ReceivedBytes))
 }
 
 // pool is a relay address and which of its ports are in use.

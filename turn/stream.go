@@ -214,7 +214,7 @@ func (s *Server) serveStream(conn *listen.Conn) {
 	number := uint16(len(s.listeners) + conn.Listener)
 	c := &stream{
 		conn: conn, wake: make(chan struct{}, 1),
-		tuple: core.Tuple{Client: conn.Remote, Listener: number, Transport: stun.ProtocolTCP, Tenant: s.chosen.by(number, conn.ServerName)},
+		tuple: core.Tuple{Client: conn.Remote, Listener: number, Transport: stun.ProtocolTCP, TLS: conn.TLS, Tenant: s.chosen.by(number, conn.ServerName)},
 	}
 	conn.SetWriteBuffer(streamBuffer)
 	if !s.streams.add(c) {

@@ -148,7 +148,8 @@ type Server struct {
 
 	sendErrors, tooLong atomic.Uint64
 
-	chosen choices
+	chosen    choices
+	refuseOwn func(*Tenant) // adds what is ours to its policy; set by ownPeers
 
 	serving   context.Context // until it closes its sockets
 	stopServe context.CancelFunc
@@ -285,8 +286,8 @@ func setDefault[T int | time.Duration](v *T, d T) {
 	}
 }
 
-// ownPeers makes the policies refuse what is ours: the listeners at every door, and in the general
-// profile all addresses of this machine, a public one with a filtered service on it too, but for
+// ownPeers finds what is ours, for the policies to refuse: the listeners at every door, and in the
+// general profile all addresses of this machine, a public one with a filtered service on it too, but for
 // ports that hold a relay and those that the policy opens by name.
 func (s *Server) ownPeers() error {
 	machine, err := net.InterfaceAddrs()
@@ -316,10 +317,10 @@ func (s *Server) ownPeers() error {
 			listeners = append(listeners, netip.AddrPortFrom(o, a.Port()))
 		}
 	}
-	s.cfg.Peers = s.cfg.Peers.WithListeners(listeners...).WithRelays(own...)
+	s.refuseOwn = func(t *Tenant) { t.Peers = t.Peers.WithListeners(listeners...).WithRelays(own...) }
+	s.refuseOwn(&s.cfg.Tenant)
 	for i := range s.cfg.Tenants {
-		t := &s.cfg.Tenants[i]
-		t.Peers = t.Peers.WithListeners(listeners...).WithRelays(own...)
+		s.refuseOwn(&s.cfg.Tenants[i].Tenant)
 	}
 	return nil
 }

@@ -232,7 +232,7 @@ func TestRelayedEcho(t *testing.T) {
 			if st.Allocations != 0 || st.AllocationsTotal != 1 || st.ToPeerPackets != 5 || st.ToClientPackets != 5 || st.ToPeerBytes != st.ToClientBytes || st.Ended["revoked"] != 1 || st.Bindings != 1 || c.Dropped() != 0 {
 				t.Errorf("stats %+v, %d dropped", st, c.Dropped())
 			}
-			if l := b.log.String(); !strings.Contains(l, `msg="turn: allocation ended" cause=revoked pseudonym=p1 client=`+c.LocalAddr().String()) || !strings.Contains(l, "to_peer_packets=5") {
+			if l := b.log.String(); !strings.Contains(l, `msg="turn: session ended" cause=revoked pseudonym=p1 client=`+c.LocalAddr().String()) || !strings.Contains(l, "to_peer_packets=5") {
 				t.Errorf("log:\n%s", l)
 			}
 			b.stop()

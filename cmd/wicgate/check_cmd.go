@@ -108,16 +108,10 @@ func printReport(out io.Writer, r check.Report, name string) {
 
 // refuse logs warnings, and returns the errors as one.
 func refuse(found []config.Finding, log *slog.Logger) error {
-	var errs []string
 	for _, f := range found {
-		if f.Severity == config.Error {
-			errs = append(errs, f.String())
-			continue
+		if f.Severity == config.Warning {
+			log.Warn("configuration: "+f.Reason, "key", f.Key, "line", f.Line, "hint", f.Hint)
 		}
-		log.Warn("configuration: "+f.Reason, "key", f.Key, "line", f.Line, "hint", f.Hint)
 	}
-	if errs == nil {
-		return nil
-	}
-	return fmt.Errorf("configuration: %s", strings.Join(errs, "\nconfiguration: "))
+	return faults(found)
 }

@@ -19,10 +19,15 @@ import (
 
 // openRing opens the keyring of a tenant. name is that of its file, where none is configured.
 func (h *house) openRing(t config.Tenant, name func(base string) string) (*keyring.Ring, error) {
+	open, base := keyring.OpenFile, "turn-keys.json"
 	if t.Plain() {
-		return keyring.OpenPlain(h.path(t.Keys, name("turn-plain-keys.json")), t.Name)
+		open, base = keyring.OpenPlain, "turn-plain-keys.json"
 	}
-	return keyring.OpenFile(h.path(t.Keys, name("turn-keys.json")), t.Name)
+	ring, err := open(h.path(t.Keys, name(base)), t.Name)
+	if err == nil {
+		h.reloader.rings = append(h.reloader.rings, ring)
+	}
+	return ring, err
 }
 
 // openKeys opens the keyring of turn.name, and where the WAF runs those of TURN servers elsewhere. The

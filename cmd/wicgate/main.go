@@ -30,6 +30,7 @@ var version = ""
 type cli struct {
 	Run     runCmd     `cmd:"" help:"Run roles: all six, or those named."`
 	Check   checkCmd   `cmd:"" help:"Say whether a configuration would run well on this machine, and what it can carry. Starts nothing."`
+	Reload  reloadCmd  `cmd:"" help:"Let a running wicgate read its configuration again, or say what that would change."`
 	Turn    turnCmd    `cmd:"" help:"TURN sessions of a running wicgate: list, show, kill; revoke a log-in."`
 	Probe   probeCmd   `cmd:"" help:"Go a browser's way without one, step by step, and say what to check where it fails."`
 	Import  importCmd  `cmd:"" help:"Take over the configuration of another TURN server."`

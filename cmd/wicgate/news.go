@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wicgate/epcscf"
+	"wicgate/internal/config"
 	"wicgate/internal/keyring"
 	"wicgate/internal/life"
 	"wicgate/internal/pushed"
@@ -42,7 +43,7 @@ func (h *house) pushedTo(t *turn.Tenant) error {
 	if secrets == nil {
 		return errors.New("turn: epcscf.turn_credential is pushed, and turn.secrets names no file to open credentials with\n  hint: copy the edge's; by default it is turn-secrets.txt in its data folder")
 	}
-	b := pushed.NewBook(h.bus, h.bus, t.Secrets, h.log.With("role", "turn"))
+	b := pushed.NewBook(h.bus, h.bus, func() []secret.Bytes { return *h.reloader.secrets.Load() }, h.log.With("role", "turn"))
 	stop, err := b.Start(context.Background())
 	if err != nil {
 		return err
@@ -53,19 +54,19 @@ func (h *house) pushedTo(t *turn.Tenant) error {
 		c, state := b.Get(username)
 		return turn.Pushed{Password: c.Password, Pseudonym: c.Pseudonym, Ends: c.Ends, Pending: state == pushed.Asking}, state != pushed.Unknown
 	}
+	h.reloader.pushed = t.Pushed
 	return nil
 }
 
 // turnCredentials are those that the edge gives to WICs.
 func (h *house) turnCredentials() (epcscf.TURNConfig, error) {
 	c := h.file.EPCSCF
-	secrets, err := h.secrets()
-	if err != nil {
+	if _, err := h.secrets(); err != nil {
 		return epcscf.TURNConfig{}, err
 	}
-	t := epcscf.TURNConfig{Secret: secrets[0], URLs: h.file.TURN.URLs, Life: time.Duration(c.TURNCredentialLife), SHA256: c.TURNCredentialMAC == "sha256"}
+	t := epcscf.TURNConfig{Secret: h.newestSecret, URLs: h.file.TURN.URLs, Life: time.Duration(c.TURNCredentialLife), SHA256: c.TURNCredentialMAC == "sha256"}
 	if h.pushes() {
-		i := pushed.NewIssuer(h.bus, h.bus, func() []secret.Bytes { return secrets }, h.log.With("role", "epcscf"))
+		i := pushed.NewIssuer(h.bus, h.bus, func() []secret.Bytes { return *h.reloader.secrets.Load() }, h.log.With("role", "epcscf"))
 		h.parts = append(h.parts, life.Part{Name: "pushed credentials", Serve: i.Serve})
 		t.Push = func(ctx context.Context, pseudonym string, ends time.Time) (string, secret.Bytes, error) {
 			c, err := i.Push(ctx, pseudonym, ends)
@@ -104,18 +105,27 @@ func (h *house) followNews() error {
 	return nil
 }
 
-// secrets are those of ephemeral TURN credentials, read once for all roles of this process; nil
-// where no file is configured and no edge of this process issues such credentials.
-func (h *house) secrets() ([]secret.Bytes, error) {
-	if h.file.TURN.Secrets == "" && !h.has("epcscf") {
+// secrets are those of ephemeral TURN credentials, read once for all roles of this process.
+func (h *house) secrets() (list *[]secret.Bytes, err error) {
+	if list = h.reloader.secrets.Load(); list == nil {
+		list, err = h.readSecrets(h.file, true)
+		h.reloader.secrets.Store(list)
+	}
+	return list, err
+}
+
+// newestSecret is that by which credentials are made.
+func (h *house) newestSecret() secret.Bytes { return (*h.reloader.secrets.Load())[0] }
+
+// readSecrets reads those of f; nil where no file is configured and no edge of this process issues such
+// credentials. With make, a file that is not there is made.
+func (h *house) readSecrets(f *config.File, make bool) (*[]secret.Bytes, error) {
+	if f.TURN.Secrets == "" && !h.has("epcscf") {
 		return nil, nil
 	}
-	if h.turnSecrets == nil {
-		list, err := keyring.OpenSecrets(h.path(h.file.TURN.Secrets, "turn-secrets.txt"), true)
-		if err != nil {
-			return nil, fmt.Errorf("%w\n  hint: turn.secrets names the file; by default it is %s", err, filepath.Join(h.data, "turn-secrets.txt"))
-		}
-		h.turnSecrets = list
+	list, err := keyring.OpenSecrets(h.path(f.TURN.Secrets, "turn-secrets.txt"), make)
+	if err != nil {
+		return nil, fmt.Errorf("%w\n  hint: turn.secrets names the file; by default it is %s", err, filepath.Join(h.data, "turn-secrets.txt"))
 	}
-	return h.turnSecrets, nil
+	return &list, nil
 }

@@ -42,12 +42,19 @@ func (h *house) openDoor() error {
 		},
 		TURN:    h.sessions,
 		Revoker: func() admin.Revoker { return h },
+		Reload:  h.reload,
 	})
 	if err != nil {
 		return err
 	}
 	h.parts = append(h.parts, life.Part{Name: "admin", Serve: a.Serve})
 	return nil
+}
+
+// gauge is a metric of a single value.
+type gauge struct {
+	name, help string
+	value      func() float64
 }
 
 // observe makes what watches the roles, once all are made: metrics, health, and the page for both where
@@ -59,16 +66,12 @@ func (h *house) observe() error {
 		}
 	}
 	h.watch()
-	type gauge struct {
-		name, help string
-		value      func() float64
-	}
-	gauges := []gauge{{"wicgate_ready", "1 while new users should be sent here, as /readyz says.", func() float64 {
+	gauges := append(h.observeReload(), gauge{"wicgate_ready", "1 while new users should be sent here, as /readyz says.", func() float64 {
 		if h.health.Ready(context.Background()).Ready {
 			return 1
 		}
 		return 0
-	}}}
+	}})
 	if h.cert != nil {
 		gauges = append(gauges, gauge{"wicgate_certificate_not_after_timestamp_seconds", "When the certificate that browsers are shown ends, of several the first, in seconds since 1970; 0 = there is none.", func() float64 {
 			leaf, err := h.leaf()
@@ -127,7 +130,7 @@ func (h *house) watch() {
 	}
 	if f := h.news.follower; f != nil {
 		h.health.Watch("news", func(context.Context) error {
-			if err := f.Ready(); h.file.TURN.Blind == "closed" {
+			if err := f.Ready(); h.reloader.now.Load().TURN.Blind == "closed" {
 				return err
 			} else {
 				return admin.Degraded(err)

@@ -65,7 +65,10 @@ func (c *runCmd) Run(out io.Writer) error {
 	}
 	ctx, stop := untilSignal()
 	defer stop()
-	h := &house{file: file, data: c.Data, roles: c.Roles, log: newLog(file.Log), stats: map[string]func() any{}}
+	h := &house{file: file, data: c.Data, roles: c.Roles, stats: map[string]func() any{}}
+	h.reloader.begin(c.Config, file)
+	defer h.reloader.end()
+	h.log = newLog(file.Log.Format, &h.reloader.level)
 	if len(h.roles) == 0 {
 		h.roles = allRoles
 	}
@@ -89,9 +92,9 @@ func (c *runCmd) Run(out io.Writer) error {
 	return err
 }
 
-func newLog(l config.Log) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: slog.Level(l.Level)}
-	if l.Format == "json" {
+func newLog(format string, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if format == "json" {
 		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, opts))
@@ -108,17 +111,17 @@ type house struct {
 	stats   map[string]func() any // by role
 	closers []func()
 
-	bus         *store.NATS
-	rings       *keyring.Ring
-	foreign     []*keyring.Ring // of TURN servers elsewhere, plain, see openKeys
-	ca          *listen.CA      // nil where a certificate is configured
-	files       *listen.Files   // of the certificate, where it is configured
-	acme        *acme.Client    // nil: certificates are not got by ACME
-	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	client      *http.Client
-	users       []waf.User // demo users, where there are any
-	news        news
-	turnSecrets []secret.Bytes // see secrets
+	bus      *store.NATS
+	rings    *keyring.Ring
+	foreign  []*keyring.Ring // of TURN servers elsewhere, plain, see openKeys
+	ca       *listen.CA      // nil where a certificate is configured
+	files    *listen.Files   // of the certificate, where it is configured
+	acme     *acme.Client    // nil: certificates are not got by ACME
+	cert     func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	client   *http.Client
+	users    []waf.User // demo users, where there are any
+	news     news
+	reloader reloader
 	operator
 	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
@@ -171,6 +174,7 @@ func (h *house) build() error {
 			return err
 		}
 	}
+	h.parts = append(h.parts, life.Part{Name: "reload", Serve: h.serveReload})
 	return h.observe()
 }
 

@@ -17,44 +17,33 @@ import (
 // turn builds the role turn.
 func (h *house) turn(*http.ServeMux) error {
 	c := h.file.TURN
-	first, err := h.tenant(c.First())
-	if err != nil {
-		return err
-	}
-	if first.Keys, err = h.pulled(c.First(), h.rings); err != nil {
-		return err
-	}
 	secrets, err := h.secrets()
 	if err != nil {
 		return err
 	}
-	if secrets != nil {
-		first.Secrets = func() []secret.Bytes { return secrets }
+	tenants, err := h.tenants(h.file, secrets)
+	if err != nil {
+		return err
 	}
-	if err := h.pushedTo(&first); err != nil {
+	if tenants[0].Keys, err = h.pulled(c.First(), h.rings); err != nil {
+		return err
+	}
+	if err := h.pushedTo(&tenants[0]); err != nil {
 		return err
 	}
 	var others []turn.Other
-	for _, o := range c.Others() {
-		t, err := h.tenant(o)
-		if err != nil {
-			return err
-		}
+	for i, o := range c.Others() {
 		ring, err := h.openRing(o, o.File)
 		if err != nil {
 			return err
 		}
-		if t.Keys, err = h.pulled(o, ring); err != nil {
+		if tenants[i+1].Keys, err = h.pulled(o, ring); err != nil {
 			return err
 		}
-		if o.Secrets != "" {
-			list, err := keyring.OpenSecrets(o.Secrets, false)
-			if err != nil {
-				return err
-			}
-			t.Secrets = func() []secret.Bytes { return list }
-		}
-		others = append(others, turn.Other{Tenant: t, Listen: addrPorts(o.Listen), ServerNames: o.ServerNames})
+		others = append(others, turn.Other{Tenant: tenants[i+1], Listen: addrPorts(o.Listen), ServerNames: o.ServerNames})
+	}
+	for _, t := range tenants {
+		h.reloader.keys = append(h.reloader.keys, t.Keys)
 	}
 	tcp := addrPorts(c.ListenTCP)
 	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
@@ -64,7 +53,7 @@ func (h *house) turn(*http.ServeMux) error {
 		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
 		Proxies: prefixes(c.TrustedProxies), DTLS: c.DTLS,
 		Relays: relays(c.Relay),
-		Tenant: first, Tenants: others,
+		Tenant: tenants[0], Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
 		TCPRelay: c.TCPRelay, Mobility: c.Mobility, ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
@@ -80,11 +69,36 @@ func (h *house) turn(*http.ServeMux) error {
 	return nil
 }
 
-// tenant is a tenant without its keys and secrets.
-func (h *house) tenant(c config.Tenant) (t turn.Tenant, err error) {
+// tenants are those of f, the first first, without their keys. secrets are the first's.
+func (h *house) tenants(f *config.File, secrets *[]secret.Bytes) (list []turn.Tenant, err error) {
+	for i, c := range append([]config.Tenant{f.TURN.First()}, f.TURN.Others()...) {
+		t, err := tenant(f, c)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			secrets = nil
+			if c.Secrets != "" {
+				own, err := keyring.OpenSecrets(c.Secrets, false)
+				if err != nil {
+					return nil, err
+				}
+				secrets = &own
+			}
+		}
+		if own := secrets; own != nil {
+			t.Secrets = func() []secret.Bytes { return *own }
+		}
+		list = append(list, t)
+	}
+	return list, nil
+}
+
+// tenant is a tenant of f without its keys and secrets.
+func tenant(f *config.File, c config.Tenant) (t turn.Tenant, err error) {
 	var open []peerpolicy.Range
 	if c.Profile == "ims" {
-		agw := h.file.IMSAGW.Access
+		agw := f.IMSAGW.Access
 		open = append(open, peerpolicy.Range{Prefix: host(agw.Public()), MinPort: agw.Ports.First, MaxPort: agw.Ports.Last})
 	}
 	for _, r := range c.Open {
@@ -102,7 +116,7 @@ func (h *house) tenant(c config.Tenant) (t turn.Tenant, err error) {
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota, QuotaTenant: c.QuotaTotal,
 		Rate: c.Rates.Allocation, RatePseudonym: c.Rates.Pseudonym, RateTenant: c.Rates.Total,
-		OAuthLoose: h.file.TURN.OAuth.Loose, OAuthMAC16: h.file.TURN.OAuth.MAC16,
+		OAuthLoose: f.TURN.OAuth.Loose, OAuthMAC16: f.TURN.OAuth.MAC16,
 	}
 	if c.Users != "" {
 		users, err := keyring.OpenUsers(c.Users, c.Name)

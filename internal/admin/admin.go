@@ -9,6 +9,7 @@
 //	DELETE /v1/turn/sessions/{id}   ends it
 //	POST   /v1/revoke               {"name": "…"}: ends a log-in and all that it holds; name is a
 //	                                pseudonym or a user. {"user": …} or {"pseudonym": …} say which
+//	POST   /v1/reload               {"dry_run": false}: reads the configuration again
 //	GET    /healthz /readyz         alive; ready, with the reason why not
 //	GET    /metrics                 Prometheus
 //
@@ -105,6 +106,7 @@ type Config struct {
 	Metrics http.Handler
 	TURN    func() TURN    // asked at each request, as roles start after the door; nil result: none here
 	Revoker func() Revoker // same
+	Reload  Reloader
 }
 
 // Server answers on the socket.

@@ -47,6 +47,7 @@ func newAPI(cfg Config) http.Handler {
 	mux.HandleFunc("GET /v1/turn/sessions/{id}", a.session)
 	mux.HandleFunc("DELETE /v1/turn/sessions/{id}", a.kill)
 	mux.HandleFunc("POST /v1/revoke", a.revoke)
+	mux.HandleFunc("POST /v1/reload", a.reload)
 	observe(mux, cfg.Health, cfg.Metrics)
 	return mux
 }

@@ -201,6 +201,9 @@ func (c *checker) files() {
 	if c.has("waf", "turn") {
 		c.keys()
 	}
+	if c.has("turn") {
+		c.tenants()
+	}
 	if c.has("waf") {
 		name := c.path(c.File.WAF.SigningKey, "waf-key.pem")
 		if b := c.secret("waf.signing_key", name, c.File.WAF.SigningKey != ""); b != nil && !isSigningKey(b) {

@@ -107,23 +107,32 @@ type Setting struct {
 // Settings are all keys in the order of the file wicgate.yaml. Users, passwords and tokens in URLs are left
 // out; other secrets are in files of their own.
 func (f *File) Settings() (out []Setting) {
-	var walk func(v reflect.Value, prefix string)
-	walk = func(v reflect.Value, prefix string) {
-		for i := range v.NumField() {
-			tag := v.Type().Field(i).Tag.Get("yaml")
-			if tag == "" {
-				continue
-			}
-			key, field := prefix+tag, v.Field(i)
-			if field.Kind() == reflect.Struct && field.NumField() > 0 && field.Type().Field(0).Tag.Get("yaml") != "" {
-				walk(field, key+".")
-				continue
-			}
-			out = append(out, Setting{key, show(field.Interface()), f.Line(key)})
-		}
-	}
-	walk(reflect.ValueOf(f).Elem(), "")
+	each(reflect.ValueOf(f).Elem(), "", func(x field) {
+		out = append(out, Setting{x.key, show(x.value.Interface()), f.Line(x.key)})
+	})
 	return out
+}
+
+// field is a key with its value.
+type field struct {
+	key   string
+	value reflect.Value
+}
+
+// each walks the keys of a section.
+func each(v reflect.Value, prefix string, yield func(field)) {
+	for i := range v.NumField() {
+		tag := v.Type().Field(i).Tag.Get("yaml")
+		if tag == "" {
+			continue
+		}
+		key, value := prefix+tag, v.Field(i)
+		if value.Kind() == reflect.Struct && value.NumField() > 0 && value.Type().Field(0).Tag.Get("yaml") != "" {
+			each(value, key+".", yield)
+			continue
+		}
+		yield(field{key, value})
+	}
 }
 
 // show writes a value as the file would.

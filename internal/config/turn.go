@@ -104,7 +104,7 @@ func (t TURN) checkTenants() error {
 	plain := t.First().Plain()
 	for i, o := range t.Others() {
 		plain = plain || o.Plain()
-		key := fmt.Sprintf("turn.tenants[%d]", i)
+		key := tenantKey(i)
 		errs = append(errs, o.check(key), o.checkKeys(key, key+".kid_mode"), when(names[o.Name], "%s.name: %q is another tenant's", key, o.Name))
 		names[o.Name] = true
 		for j, a := range o.Listen {
@@ -123,6 +123,8 @@ func (t TURN) checkTenants() error {
 	errs = append(errs, when(t.OAuth.Loose && !plain, "turn.oauth.loose: needs kid_mode plain; a derived kid says whose a token is"))
 	return errors.Join(errs...)
 }
+
+func tenantKey(i int) string { return fmt.Sprintf("turn.tenants[%d]", i) }
 
 // File is the name, in the data folder, of a tenant's own file that is not configured.
 func (t Tenant) File(base string) string {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -169,7 +170,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("PATH", filepath.Dir(bin)+string(os.PathListSeparator)+os.Getenv("PATH"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"freeport": freeport, "ready": ready, "get": get, "signal": interrupt},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"freeport": freeport, "ready": ready, "get": get, "signal": interrupt, "until": until},
 	})
 }
 
@@ -208,10 +209,31 @@ func get(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// interrupt NAME INT does to a command in the background what Ctrl-C does.
+// until URL TEXT asks until the answer has the text, and leaves the answer in stdout.
+func until(ts *testscript.TestScript, _ bool, args []string) {
+	client := &http.Client{Timeout: 10 * time.Second}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		res, err := client.Get(args[0])
+		ts.Check(err)
+		b, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		ts.Check(err)
+		if strings.Contains(string(b), args[1]) {
+			fmt.Fprintf(ts.Stdout(), "%s", b)
+			return
+		}
+	}
+	ts.Fatalf("%s does not say %s", args[0], args[1])
+}
+
+// interrupt NAME INT does to a command in the background what Ctrl-C does, and HUP what its name says.
 func interrupt(ts *testscript.TestScript, _ bool, args []string) {
+	s := os.Interrupt
+	if args[1] == "HUP" {
+		s = syscall.SIGHUP
+	}
 	for _, c := range ts.BackgroundCmds() {
-		ts.Check(c.Process.Signal(os.Interrupt))
+		ts.Check(c.Process.Signal(s))
 	}
 }
 

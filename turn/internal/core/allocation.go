@@ -43,6 +43,7 @@ type allocation struct {
 	place    int       // in the expiryQueue
 
 	permissions map[netip.Addr]time.Time // IP address -> expiry
+	peers       int                      // permissions ever installed
 	channels    map[uint16]*channel
 	byPeer      map[netip.AddrPort]*channel
 	conns       map[netip.AddrPort]*conn // of a TCP allocation, by peer
@@ -145,6 +146,9 @@ func (a *allocation) permitted(addr netip.Addr, now time.Time) bool {
 func (a *allocation) permit(addr netip.Addr, now time.Time) {
 	if a.permissions == nil {
 		a.permissions = make(map[netip.Addr]time.Time, 2)
+	}
+	if _, known := a.permissions[addr]; !known {
+		a.peers++
 	}
 	a.permissions[addr] = now.Add(PermissionLifetime)
 }

@@ -107,6 +107,7 @@ type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
 	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without; or TransportDTLS
+	TLS       bool
 	// Tenant is the one that the listener or the name in TLS has chosen: 1 = the first, 0 = none.
 	Tenant uint16
 }
@@ -350,10 +351,13 @@ func (c *Core) Recheck(now time.Time, out *Outbox) int {
 		if a.cur.kind != KindStatic {
 			continue
 		}
-		if key, ok := a.cur.tenant.Users.Key(a.cur.username, a.cur.alg); !ok || !key.Equal(a.cur.key) {
-			c.end(a, now, EndRevoked, out)
-			n++
+		if users := a.cur.tenant.Users; users != nil {
+			if key, ok := users.Key(a.cur.username, a.cur.alg); ok && key.Equal(a.cur.key) {
+				continue
+			}
 		}
+		c.end(a, now, EndRevoked, out)
+		n++
 	}
 	return n
 }
@@ -446,7 +450,10 @@ func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	a.cur.tenant.remove(a)
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
-		e := &Ended{Cause: why, Owner: a.owner, Tuple: a.tuple, Relayed: a.relayed(), Age: now.Sub(a.born), Traffic: a.traffic}
+		e := &Ended{
+			Cause: why, Owner: a.owner, Tenant: a.cur.tenant.Name, Credential: a.cur.kind, Tuple: a.tuple, Relayed: a.relayed(),
+			Age: now.Sub(a.born), Peers: a.peers, Traffic: a.traffic,
+		}
 		for i := range a.halves {
 			if a.halves[i].open() {
 				c.endHalf(a, &a.halves[i], e, out)

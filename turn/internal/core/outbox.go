@@ -182,12 +182,15 @@ func (c EndCause) String() string {
 
 // Ended tells of an allocation that has ended.
 type Ended struct {
-	Cause   EndCause
-	Owner   string // pseudonym
-	Tuple   Tuple
-	Relayed []netip.AddrPort // IPv4 first
-	Age     time.Duration
-	Traffic Traffic
+	Cause      EndCause
+	Owner      string // pseudonym
+	Tenant     string // its name
+	Credential CredentialKind
+	Tuple      Tuple
+	Relayed    []netip.AddrPort // IPv4 first
+	Age        time.Duration
+	Peers      int // permissions installed; one that lapsed and came again is two
+	Traffic    Traffic
 }
 
 // Traffic counts relayed payload.

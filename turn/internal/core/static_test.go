@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -125,6 +126,93 @@ func TestStaticUsers(t *testing.T) {
 	if w.core.Allocations() != 1 {
 		t.Errorf("%d allocations left, want ben's", w.core.Allocations())
 	}
+	w.invariants()
+}
+
+// TestReconfigure: what has been allocated lives on, under the new settings; a user who is gone with all
+// users does not.
+func TestReconfigure(t *testing.T) {
+	users := &book{passwords: map[string]string{"anna": "TheMatrIX"}}
+	w := newWorld(t, func(c *Config) { c.Users = users })
+	first := w.core.cfg.Tenant
+	anna := static(stun.MD5, "anna", "TheMatrIX")
+	w.call(alice, anna)
+	token := w.issue(inUsername, "p1", w.now, time.Hour)
+	w.call(bob, token)
+	frame := w.build(stun.Send, stun.Indication, peer(gateway), data(strings.Repeat("x", 1000)))
+	passes := func(want bool) {
+		t.Helper()
+		if _, _, ok := w.toPeer(alice, frame); ok != want {
+			t.Fatalf("relayed: %v, want %v (%v)", ok, want, w.out.Cause)
+		}
+	}
+	passes(true)
+
+	// Rates, of allocations that are there.
+	for name, limit := range map[string]func(*Tenant){
+		"allocation": func(n *Tenant) { n.Rate = 12000 }, "pseudonym": func(n *Tenant) { n.RatePseudonym = 12000 }, "tenant": func(n *Tenant) { n.RateTenant = 12000 },
+	} {
+		next := first
+		limit(&next)
+		w.core.Reconfigure([]Tenant{next}, false)
+		passes(true)
+		passes(false)
+		if w.out.Cause != CauseRate {
+			t.Errorf("%s: %v", name, w.out.Cause)
+		}
+		w.core.Reconfigure([]Tenant{next}, false) // the same again gives no new bucket
+		passes(false)
+		w.core.Reconfigure([]Tenant{first}, false)
+		for range 100 {
+			passes(true)
+		}
+	}
+
+	// Peers.
+	next := first
+	next.Peers = peerpolicy.IMS(peerpolicy.Range{Prefix: netip.PrefixFrom(stranger.Addr(), 32)})
+	w.core.Reconfigure([]Tenant{next}, false)
+	passes(false)
+	if _, ok := w.fromPeer(alice, gateway, "x"); ok || w.out.Cause != CausePeer {
+		t.Errorf("from a peer that is closed now: %v, %v", ok, w.out.Cause)
+	}
+	w.want(w.ask(alice, anna, stun.CreatePermission, peer(gateway)), 403)
+	w.core.Reconfigure([]Tenant{first}, false)
+	passes(true) // the permission has lived on
+
+	// Quotas, and what happens at a credential's end.
+	next = first
+	next.Quota, next.Policy = 1, Strict
+	w.core.Reconfigure([]Tenant{next}, false)
+	w.want(w.ask(carol, w.issue(inUsername, "p1", w.now, time.Hour), stun.Allocate, transport(17)), 486)
+	if got := w.want(w.ask(bob, token, stun.Refresh, lifetime(7200)), 0).lifetime(); got > 3600 {
+		t.Errorf("under strict a Refresh gives %d s", got)
+	}
+	w.sleep(59 * time.Minute)
+	w.want(w.ask(bob, token, stun.Refresh, lifetime(3600)), 0)
+	w.sleep(2 * time.Minute)
+	if w.core.Holds(bob) {
+		t.Error("under strict an allocation outlives its token")
+	}
+
+	// Blind.
+	w.core.Reconfigure([]Tenant{first}, true)
+	w.core.Blind(true)
+	if r := w.ask(carol, w.issue(inUsername, "p2", w.now, time.Hour), stun.Allocate, transport(17)); r.code == 0 {
+		t.Error("blind and closed, and allocated")
+	}
+
+	// No users any more.
+	w.core.Reconfigure([]Tenant{first}, false)
+	w.want(w.ask(dave, anna, stun.Allocate, transport(17)), 0)
+	next = first
+	next.Users = nil
+	w.core.Reconfigure([]Tenant{next}, false)
+	w.invariants()
+	if n := w.core.Recheck(w.now, &w.out); n != 1 {
+		t.Errorf("%d allocations ended, want anna's", n)
+	}
+	w.act(Tuple{})
 	w.invariants()
 }
 

@@ -82,6 +82,23 @@ func newTenant(t Tenant) *tenant {
 	return &tenant{Tenant: t, owners: map[string]*owner{}, meter: newMeter(t.RateTenant)}
 }
 
+// Reconfigure puts tenants in place of those there are, the first and the others in their order, and
+// sets Config.BlindClosed. Allocations live on: what is asked at each packet or request, peers, users,
+// quotas and rates, is asked of the new settings; a changed policy counts from an allocation's next Refresh.
+func (c *Core) Reconfigure(tenants []Tenant, blindClosed bool) {
+	for i, t := range c.tenants {
+		t.Tenant = tenants[i]
+		t.meter.set(t.RateTenant)
+		for _, o := range t.owners {
+			o.meter.set(t.RatePseudonym)
+			for _, a := range o.allocations {
+				a.meter.set(t.Rate)
+			}
+		}
+	}
+	c.cfg.Tenant, c.cfg.BlindClosed = tenants[0], blindClosed
+}
+
 // features are what a challenge of t announces. Static users alone have names that hide and keys that
 // no token makes stronger.
 func (t *tenant) features() stun.Features {
@@ -151,6 +168,13 @@ type meter struct {
 }
 
 func newMeter(bits int64) meter { return meter{rate: float64(bits) / 8, left: float64(bits) / 8} }
+
+// set changes the rate, to a full bucket. A meter of that rate stays as it is.
+func (m *meter) set(bits int64) {
+	if next := newMeter(bits); next.rate != m.rate {
+		*m = next
+	}
+}
 
 func (m *meter) has(now time.Time, n int) bool {
 	if m.rate == 0 {
