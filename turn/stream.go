@@ -238,6 +238,7 @@ func (s *Server) serveStream(conn *listen.Conn) {
 	s.core.Disconnected(time.Now(), c.tuple, &w.out)
 	s.mu.Unlock()
 	w.act(&w.out)
+	s.wakeTimer() // an allocation that can move has less time now
 	c.finish()
 	if c.end == endSlow || c.end == endQueue {
 		conn.Abort()

@@ -122,6 +122,11 @@ func (c connected) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b
 
 func (b *dtlsBench) client(over net.Conn, protocols ...string) (*dtls.Conn, error) {
 	b.t.Helper()
+	return b.clientWithin(5*time.Second, over, protocols...)
+}
+
+func (b *dtlsBench) clientWithin(d time.Duration, over net.Conn, protocols ...string) (*dtls.Conn, error) {
+	b.t.Helper()
 	options := []dtls.ClientOption{dtls.WithRootCAs(b.ca.Pool()), dtls.WithServerName("localhost"), dtls.WithFlightInterval(100 * time.Millisecond), dtls.WithLoggerFactory(noLog{})}
 	if len(protocols) > 0 {
 		options = append(options, dtls.WithSupportedProtocols(protocols...))
@@ -130,7 +135,7 @@ func (b *dtlsBench) client(over net.Conn, protocols ...string) (*dtls.Conn, erro
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(b.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(b.t.Context(), d)
 	defer cancel()
 	b.t.Cleanup(func() { _ = c.Close() })
 	return c, c.HandshakeContext(ctx)
@@ -376,10 +381,7 @@ func TestDTLSLimits(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		b.refusesOne()
-		if b.Stats().Refused[refusedOpenSource] == 0 {
-			t.Errorf("%+v", b.Stats())
-		}
+		b.refusesOne(refusedOpenSource)
 	})
 	t.Run("total", func(t *testing.T) {
 		b := associations(t, func(c *DTLSConfig) { c.MaxOpen = 1 })
@@ -387,10 +389,7 @@ func TestDTLSLimits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.refusesOne()
-		if b.Stats().Refused[refusedOpen] == 0 {
-			t.Errorf("%+v", b.Stats())
-		}
+		b.refusesOne(refusedOpen)
 		closed(t, conn)
 		b.left(0)
 		if _, err := b.client(b.socket()); err != nil {
@@ -402,25 +401,25 @@ func TestDTLSLimits(t *testing.T) {
 		if _, err := b.client(b.socket()); err != nil {
 			t.Fatal(err)
 		}
-		b.refusesOne()
-		if b.Stats().Refused[refusedRate] == 0 {
-			t.Errorf("%+v", b.Stats())
-		}
+		b.refusesOne(refusedRate)
 	})
-	// A client that is deaf after its second ClientHello.
-	deaf := func(b *dtlsBench) {
+	// A client that is deaf after its second ClientHello, until stop.
+	deaf := func(b *dtlsBench) (stop func()) {
 		c := &lossy{Conn: b.socket(), drop: func(n int, in bool) bool { return in && n > 0 }}
+		conn, err := dtls.ClientWithOptions(connected{c}, c.RemoteAddr(), dtls.WithInsecureSkipVerify(true), dtls.WithLoggerFactory(noLog{}))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(b.t.Context())
+		done := make(chan struct{})
 		go func() {
-			ctx, cancel := context.WithTimeout(b.t.Context(), 50*time.Millisecond)
-			defer cancel()
-			conn, err := dtls.ClientWithOptions(connected{c}, c.RemoteAddr(), dtls.WithInsecureSkipVerify(true), dtls.WithLoggerFactory(noLog{}))
-			if err != nil {
-				b.t.Error(err)
-				return
-			}
+			defer close(done)
 			_ = conn.HandshakeContext(ctx) // fails
 			_ = conn.Close()
 		}()
+		stop = func() { cancel(); <-done }
+		b.t.Cleanup(stop)
+		return stop
 	}
 	t.Run("deadline", func(t *testing.T) {
 		b := associations(t, func(c *DTLSConfig) { c.Handshake = 100 * time.Millisecond })
@@ -429,9 +428,10 @@ func TestDTLSLimits(t *testing.T) {
 	})
 	t.Run("oldest handshake gives way", func(t *testing.T) {
 		b := associations(t, func(c *DTLSConfig) { c.MaxOpening = 1 })
-		deaf(b)
+		stop := deaf(b)
 		for end := time.Now().Add(5 * time.Second); b.Stats().Open < 1 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		}
+		stop() // it does not ask again
 		conn, err := b.client(b.socket())
 		if err == nil {
 			err = answers(conn)
@@ -459,17 +459,25 @@ func TestDTLSLimits(t *testing.T) {
 	})
 }
 
-// refusesOne says whether one more client comes through within the time of some tries.
-func (b *dtlsBench) refusesOne() {
+// refusesOne says whether one more client is refused for a cause.
+func (b *dtlsBench) refusesOne(why string) {
 	b.t.Helper()
 	c := b.socket()
 	conn, err := dtls.ClientWithOptions(connected{c}, c.RemoteAddr(), dtls.WithRootCAs(b.ca.Pool()), dtls.WithServerName("localhost"), dtls.WithFlightInterval(20*time.Millisecond), dtls.WithLoggerFactory(noLog{}))
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(b.t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if conn.HandshakeContext(ctx) == nil {
+	ctx, cancel := context.WithCancel(b.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- conn.HandshakeContext(ctx) }()
+	for end := time.Now().Add(5 * time.Second); b.Stats().Refused[why] == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			b.t.Errorf("%s: not refused in %+v", why, b.Stats())
+			break
+		}
+	}
+	cancel()
+	if <-done == nil {
 		b.t.Error("one more association")
 	}
 	_ = conn.Close() // the socket may be closed by the failed handshake
@@ -490,5 +498,7 @@ func TestDTLSClose(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 10)); !errors.Is(err, io.EOF) {
 		t.Errorf("%v, want EOF", err)
 	}
-	b.refusesOne()
+	if again, err := b.clientWithin(50*time.Millisecond, b.socket()); err == nil {
+		t.Errorf("a new association with %v", again.RemoteAddr())
+	}
 }
