@@ -29,6 +29,7 @@ func prefixes(s ...string) (p []netip.Prefix) {
 type nopBus struct{}
 
 func (nopBus) Publish(string, []byte) error { return nil }
+func (nopBus) Flush(context.Context) error  { return nil }
 func (nopBus) Subscribe(string, func(store.Message)) (func(), error) {
 	return func() {}, nil
 }
