@@ -16,7 +16,7 @@ type Allocation struct {
 	// Credential is token (RFC 7635), username (a token in USERNAME), ephemeral, pushed or static.
 	Credential     string           `json:"credential"`
 	Client         netip.AddrPort   `json:"client"`
-	Transport      string           `json:"transport"` // udp, tcp or tls
+	Transport      string           `json:"transport"` // udp, dtls, tcp or tls
 	Relayed        []netip.AddrPort `json:"relayed"`   // IPv4 first
 	Since          time.Time        `json:"since"`
 	Expires        time.Time        `json:"expires"`                  // a Refresh moves it
@@ -62,6 +62,8 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 
 func transport(t core.Tuple) string {
 	switch {
+	case t.Transport == core.TransportDTLS:
+		return "dtls"
 	case t.TLS:
 		return "tls"
 	case t.Transport == stun.ProtocolTCP:

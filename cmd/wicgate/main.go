@@ -33,6 +33,7 @@ type cli struct {
 	Reload  reloadCmd  `cmd:"" help:"Let a running wicgate read its configuration again, or say what that would change."`
 	Turn    turnCmd    `cmd:"" help:"TURN sessions of a running wicgate: list, show, kill; revoke a log-in."`
 	Probe   probeCmd   `cmd:"" help:"Go a browser's way without one, step by step, and say what to check where it fails."`
+	Import  importCmd  `cmd:"" help:"Take over the configuration of another TURN server."`
 	Stats   statsCmd   `cmd:"" help:"Print the counters of the roles that run with a data folder, as JSON."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

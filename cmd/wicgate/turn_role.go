@@ -48,6 +48,7 @@ func (h *house) turn(*http.ServeMux) error {
 	}
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
+		Proxies: prefixes(c.TrustedProxies), DTLS: c.DTLS,
 		Relays: relays(c.Relay),
 		Tenant: tenants[0], Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
@@ -103,6 +104,9 @@ func tenant(f *config.File, c config.Tenant) (t turn.Tenant, err error) {
 	peers := peerpolicy.IMS(open...)
 	if c.Profile == "general" {
 		peers = peerpolicy.General(open...)
+	}
+	for _, closed := range c.Closed {
+		peers = peers.WithClosed(closed.Prefix)
 	}
 	t = turn.Tenant{
 		Name: c.Name, Peers: peers,

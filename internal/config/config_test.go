@@ -100,6 +100,7 @@ func TestRefusals(t *testing.T) {
 		{"negative duration", "turn:\n  grace_max: -1s\n", "2: turn.grace_max: want a duration"},
 		{"ports", "imsagw:\n  core: {ports: 5-4}\n", "2: imsagw.core.ports: want ports first-last"},
 		{"level", "log: {level: loud}\n", "1: log.level: want debug, info, warn or error"},
+		{"closed", "turn:\n  closed: [10.0.0.0/8, 10.0.0.0/99]\n", "2: turn.closed[1]: want a prefix such as"},
 		{"range", "turn:\n  open: [10.0.0.0/8]\n", "2: turn.open[0]: want \"prefix first-last\""},
 		{"number for text", "turn:\n  quota: many\n", "2: cannot unmarshal string"},
 
@@ -127,7 +128,8 @@ func TestRefusals(t *testing.T) {
 		{"turn url port", "turn: {urls: ['turn:x:0']}\n", "turn.urls: \"turn:x:0\" is not a TURN URI"},
 		{"turn url transport", "turn: {urls: ['turn:x?transport=sctp']}\n", "is not a TURN URI"},
 		{"turn url like http", "turn: {urls: ['turn://x']}\n", "is not a TURN URI"},
-		{"turns over udp", "turn: {urls: ['turns:x?transport=udp']}\n", "asks for DTLS, which is not served"},
+		{"turns over udp", "turn: {urls: ['turns:x?transport=udp']}\n", "asks for DTLS; set turn.dtls: true"},
+		{"DTLS without an address", "turn: {listen: [], dtls: true, urls: ['turns:x']}\n", "turn.dtls: needs an address in turn.listen"},
 		{"turns without listener", "turn: {listen_tcp: [], urls: ['turns:x']}\n", "\"turns:x\" needs an address in turn.listen_tcp"},
 		{"turn without listener", "turn: {listen: [], urls: ['turn:x']}\n", "\"turn:x\" needs an address in turn.listen"},
 		{"no listener", "turn: {listen: [], listen_tcp: []}\n", "turn.listen: names no address"},
@@ -236,4 +238,16 @@ func FuzzParse(f *testing.F) {
 			_ = c.Settings() // either answer is right; a panic is not
 		}
 	})
+}
+
+// TestClosedForAllTenants: what the section turn closes is closed for each tenant, and a tenant's own beside it.
+func TestClosedForAllTenants(t *testing.T) {
+	f := loadText(t, "turn:\n  closed: [198.51.100.0/24]\n  tenants:\n    - name: a.test\n    - name: b.test\n      closed: [203.0.113.7]\n")
+	var got []string
+	for _, tenant := range append(f.TURN.Others(), f.TURN.First()) {
+		got = append(got, show(tenant.Closed))
+	}
+	if want := []string{"[198.51.100.0/24]", "[198.51.100.0/24, 203.0.113.7/32]", "[198.51.100.0/24]"}; !cmp.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }

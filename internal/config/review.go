@@ -133,6 +133,11 @@ func (r *review) peers() {
 	}
 	for i, o := range r.TURN.Open {
 		key, p := fmt.Sprintf("turn.open[%d]", i), o.Prefix.Masked()
+		for _, c := range r.TURN.Closed {
+			if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
+				r.warn(key, "take one of the two out", "has no effect: turn.closed holds %v, and wins", c)
+			}
+		}
 		if p.Addr().Is4In6() && p.Bits() >= 96 {
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
@@ -185,6 +190,11 @@ func (r *review) turn() {
 	}
 	if c.OAuth.Loose {
 		r.warn("turn.oauth.loose", "set it to false unless clients are coturn's", "who sends from a client's address, as behind one NAT, and has any token takes its allocation over")
+	}
+	for i, p := range c.TrustedProxies {
+		if p.Bits() == 0 {
+			r.error(fmt.Sprintf("turn.trusted_proxies[%d]", i), "name the load balancers' addresses", "%v: anybody may say whose a connection is", p)
+		}
 	}
 	if c.Credentials == "strict" && r.Line("turn.grace_max") != 0 {
 		r.warn("turn.grace_max", "take it out, or choose turn.credentials: call-grace", "has no effect with turn.credentials: strict")

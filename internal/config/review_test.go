@@ -43,6 +43,7 @@ func TestReview(t *testing.T) {
 		{"loopback", open + "open: ['127.0.0.1 40000-40999']}\n", "error wicgate.yaml:1: turn.open[0]: 127.0.0.1/32 lets clients reach services on this machine's loopback"},
 		{"mapped loopback", open + "open: ['::ffff:127.0.0.1 40000-40999']}\n", "lets clients reach services on this machine's loopback"},
 		{"metadata", open + "open: ['169.254.169.254 80-80']}\n", "error wicgate.yaml:1: turn.open[0]: 169.254.169.254/32 lets clients reach link-local"},
+		{"open and closed", open + "open: ['203.0.113.0/28 40000-40999'], closed: [203.0.113.0/24]}\n", "warning wicgate.yaml:1: turn.open[0]: has no effect: turn.closed holds 203.0.113.0/24"},
 		{"multicast", open + "open: ['239.0.0.0/8 5000-5001']}\n", "error wicgate.yaml:1: turn.open[0]: 239.0.0.0/8 is multicast"},
 		{"everything", open + "open: ['0.0.0.0/0 1-65535']}\n", "error wicgate.yaml:1: turn.open[0]: 0.0.0.0/0 opens every address"},
 		{"the second", open + "\n  open: [\n  '203.0.113.0/28 40000-40999',\n  '127.0.0.0/8 1-2']}\n", "error wicgate.yaml:4: turn.open[1]: 127.0.0.0/8"},
@@ -71,6 +72,8 @@ func TestReview(t *testing.T) {
 		{"port of the portal", "https: {url: 'https://localhost'}\n", "warning wicgate.yaml:1: https.url: browsers are sent to port 443, https.listen is on port 8443"},
 		{"port of TURN", "turn: {urls: ['turn:127.0.0.1:5000']}\n", `warning wicgate.yaml:1: turn.urls[0]: "turn:127.0.0.1:5000": no listener has port 5000`},
 		{"port that Chromium refuses", "turn: {urls: ['turn:127.0.0.1:53'], listen: ['127.0.0.1:53']}\n", "warning wicgate.yaml:1: turn.urls[0]: Chromium does not connect to TURN servers on port 53"},
+
+		{"anybody a proxy", "turn: {trusted_proxies: [10.0.0.0/8, 0.0.0.0/0]}\n", "error wicgate.yaml:1: turn.trusted_proxies[1]: 0.0.0.0/0: anybody may say whose a connection is"},
 
 		// Ports.
 		{"relay and gateway", "turn: {relay: [{bind: 127.0.0.1, ports: 40500-50000}]}\n", "error imsagw.access.ports: 40000-40999 overlap with turn.relay[0].ports 40500-50000 on the same address"},

@@ -27,6 +27,7 @@ type Tenant struct {
 	Users       string     `yaml:"users"`
 	Profile     string     `yaml:"profile"`
 	Open        []Range    `yaml:"open"`
+	Closed      []Prefix   `yaml:"closed"`
 	Credentials string     `yaml:"credentials"`
 	GraceMax    Duration   `yaml:"grace_max"`
 	Quota       int        `yaml:"quota"`
@@ -37,13 +38,13 @@ type Tenant struct {
 // First is the section turn as a tenant: the one that clients get who choose none.
 func (t TURN) First() Tenant {
 	return Tenant{
-		Name: t.Name, Keys: t.Keys, KIDMode: t.OAuth.KIDMode, KeyPull: t.KeyPull, Secrets: t.Secrets, Users: t.Users, Profile: t.Profile, Open: t.Open, Credentials: t.Credentials, GraceMax: t.GraceMax,
+		Name: t.Name, Keys: t.Keys, KIDMode: t.OAuth.KIDMode, KeyPull: t.KeyPull, Secrets: t.Secrets, Users: t.Users, Profile: t.Profile, Open: t.Open, Closed: t.Closed, Credentials: t.Credentials, GraceMax: t.GraceMax,
 		Quota: t.Quota, QuotaTotal: t.QuotaTotal, Rates: t.Rates,
 	}
 }
 
 // Others are the entries of tenants. What one leaves out is as in the section turn, but for what is
-// its own: names, files, open, quota_total and rates.
+// its own: names, files, open, quota_total and rates. What the section closes is closed for all.
 func (t TURN) Others() (out []Tenant) {
 	for _, o := range t.Tenants {
 		if o.Profile == "" {
@@ -61,6 +62,7 @@ func (t TURN) Others() (out []Tenant) {
 		if o.Quota == 0 {
 			o.Quota = t.Quota
 		}
+		o.Closed = slices.Concat(t.Closed, o.Closed)
 		out = append(out, o)
 	}
 	return out

@@ -38,6 +38,7 @@ var (
 	ErrInvalid    = errors.New("no address that a packet can be sent to")
 	ErrListener   = errors.New("one of this server's own listeners")
 	ErrNotListed  = errors.New("not in a range that the policy lists")
+	ErrClosed     = errors.New("in a range that the policy closes")
 	ErrTranslated = errors.New("an IPv6 form that carries another address (IPv4-mapped, 6to4, Teredo, NAT64, ISATAP)")
 	ErrOwnRelay   = errors.New("an address of this server, on a port that holds no relay")
 	ErrSpecial    = errors.New("special-purpose address")
@@ -48,6 +49,7 @@ var (
 type Policy struct {
 	profile   Profile
 	open      []Range
+	closed    []netip.Prefix
 	listeners []netip.AddrPort
 	relays    []netip.Addr
 }
@@ -66,21 +68,38 @@ func canonicalRanges(in []Range) []Range {
 		if !r.Prefix.IsValid() {
 			continue // it could match nothing
 		}
-		if r.Prefix.Addr().Is4In6() && r.Prefix.Bits() >= 96 {
-			r.Prefix = netip.PrefixFrom(r.Prefix.Addr().Unmap(), r.Prefix.Bits()-96)
-		}
+		r.Prefix = canonical(r.Prefix)
 		if r.MinPort == 0 && r.MaxPort == 0 {
 			r.MaxPort = 65535
 		}
 		r.MinPort = max(r.MinPort, 1)
-		r.Prefix = r.Prefix.Masked()
 		out = append(out, r)
 	}
 	return out
 }
 
+// canonical is a valid prefix without host bits, and IPv4 where it is written IPv4-mapped.
+func canonical(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
+}
+
 // Profile returns the profile of p.
 func (p Policy) Profile() Profile { return p.profile }
+
+// WithClosed returns p with prefixes added that are refused whatever is open, in every form of their
+// addresses.
+func (p Policy) WithClosed(prefixes ...netip.Prefix) Policy {
+	p.closed = append([]netip.Prefix(nil), p.closed...)
+	for _, c := range prefixes {
+		if c.IsValid() {
+			p.closed = append(p.closed, canonical(c))
+		}
+	}
+	return p
+}
 
 // WithListeners returns p with own listening addresses added. They are refused whatever is open, for
 // a relay that sends to itself is a loop (RFC 8656 §21.3). Name addresses, not wildcards.
@@ -129,6 +148,11 @@ func (p Policy) decide(addr netip.Addr, port uint16) error {
 	// a socket would send to the IPv4 address inside (CVE-2026-27624).
 	if addr.Is4In6() {
 		return ErrTranslated
+	}
+	for _, c := range p.closed {
+		if c.Contains(addr) {
+			return ErrClosed
+		}
 	}
 	if inner, ok := embedded(addr); ok {
 		// A translator is reachable only where the range is opened as written and the address

@@ -159,6 +159,56 @@ func TestTranslatorsOpenedByName(t *testing.T) {
 	}
 }
 
+// TestClosedWins: a closed prefix is refused whatever is open, in every form of its addresses.
+func TestClosedWins(t *testing.T) {
+	closed := []netip.Prefix{netip.MustParsePrefix("8.8.0.0/16"), netip.MustParsePrefix("10.1.2.3/8"), netip.MustParsePrefix("::ffff:9.9.9.9/128"), netip.MustParsePrefix("2606:4700::/32"), {}}
+	open := []Range{r("10.0.0.0/8"), r("11.0.0.0/8"), r("64:ff9b::/96"), r("8.8.8.8/32", 53, 53)}
+	for name, base := range map[string]Policy{"general": General(open...), "ims": IMS(open...)} {
+		p := base.WithClosed(closed[0]).WithClosed(closed[1:]...)
+		for addr, want := range map[string]error{
+			"8.8.8.8": ErrClosed, "8.8.255.255": ErrClosed, "10.0.0.1": ErrClosed, "10.255.0.1": ErrClosed, "9.9.9.9": ErrClosed, // the last written IPv4-mapped above
+			"11.0.0.1":     nil,
+			"2606:4700::1": ErrClosed, "64:ff9b::808:808": ErrClosed, "64:ff9b::a00:1": ErrClosed, "64:ff9b::b00:1": nil, "::ffff:8.8.8.8": ErrTranslated,
+		} {
+			a := netip.MustParseAddr(addr)
+			if err := p.AllowAddr(a); !errors.Is(err, want) {
+				t.Errorf("%s: AllowAddr(%s): %v, want %v", name, addr, err, want)
+			}
+			if err := p.Allow(netip.AddrPortFrom(a, 53)); !errors.Is(err, want) {
+				t.Errorf("%s: Allow(%s): %v, want %v", name, addr, err, want)
+			}
+		}
+		if err := base.AllowAddr(netip.MustParseAddr("10.0.0.1")); err != nil {
+			t.Errorf("%s: WithClosed changed its receiver: %v", name, err)
+		}
+	}
+}
+
+// TestSpecialPrefixes: a prefix is special in all only if each of its addresses is refused, in part if one is.
+func TestSpecialPrefixes(t *testing.T) {
+	const all, some, none = 2, 1, 0
+	for prefix, want := range map[string]int{
+		"10.0.0.0/8": all, "10.1.0.0/16": all, "10.0.0.0/7": some, "0.0.0.0/0": some, "224.0.0.0/3": all, "192.0.2.0/24": all, "192.0.2.0/23": some,
+		"192.0.0.0/16": some, "8.8.8.8/32": none, "8.0.0.0/7": none, "203.0.113.9/32": all, "100.64.0.0/10": all, "255.255.255.255/32": all,
+		"::/0": some, "::/3": all, "4000::/2": all, "fc00::/7": all, "::ffff:0:0/96": all, "::ffff:8.8.8.8/128": all, "64:ff9b::/96": all, "2002::/16": all, "2001::/32": all,
+		"2001::/23": all, "2001::/16": some, "2001:db8::/33": all, "2606:4700::/32": none, "3fff::/20": all, "2000::/3": some, "2000::/4": some, "2800::/5": none,
+	} {
+		p := netip.MustParsePrefix(prefix)
+		got := none
+		if whole, part := Special(p); whole {
+			got = all
+		} else if part {
+			got = some
+		}
+		if got != want {
+			t.Errorf("Special(%s) = %v, want %v", prefix, got, want)
+		}
+		if first := General().AllowAddr(p.Addr()); want == all && first == nil || want == none && first != nil {
+			t.Errorf("%s is said to be %d, and %v gives %v", prefix, want, p.Addr(), first)
+		}
+	}
+}
+
 func TestDecidingDoesNotAllocate(t *testing.T) {
 	p := General(r("10.0.0.0/8")).WithListeners(netip.MustParseAddrPort("127.0.0.1:3478")).WithRelays(netip.MustParseAddr("8.8.4.4"))
 	peers := []netip.AddrPort{netip.MustParseAddrPort("8.8.8.8:1"), netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("[64:ff9b::7f00:1]:1"), netip.MustParseAddrPort("8.8.4.4:1")}

@@ -54,6 +54,45 @@ var (
 	errUnallocated = fmt.Errorf("%w: outside of global unicast, 2000::/3 (RFC 4291)", ErrSpecial)
 )
 
+// Special says whether the general profile, with nothing opened, refuses all addresses of a prefix, and
+// whether it refuses some. ISATAP forms, which no prefix names, are not counted.
+func Special(p netip.Prefix) (all, some bool) {
+	if !p.IsValid() {
+		return true, false
+	}
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		return true, true // IPv4-mapped
+	}
+	table := special4
+	if p = p.Masked(); p.Addr().Is6() {
+		table = special6
+		some = !covers(globalUnicast, p) || sixToFour.Overlaps(p) || teredo.Overlaps(p)
+		if !globalUnicast.Overlaps(p) || covers(sixToFour, p) || covers(teredo, p) {
+			return true, true
+		}
+	}
+	for _, e := range table {
+		if covers(e.prefix, p) {
+			return true, true
+		}
+		some = some || e.prefix.Overlaps(p)
+	}
+	if !some {
+		return false, false
+	}
+	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	b := p.Addr().AsSlice()
+	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	high, _ := netip.AddrFromSlice(b)
+	if all, _ = Special(low); all {
+		all, _ = Special(netip.PrefixFrom(high, low.Bits()))
+	}
+	return all, true
+}
+
+// covers says whether p lies within all of outer.
+func covers(outer, p netip.Prefix) bool { return outer.Bits() <= p.Bits() && outer.Contains(p.Addr()) }
+
 // special returns nil for a public address, else why it is none. addr carries no other address.
 func special(addr netip.Addr) error {
 	table := special6

@@ -55,6 +55,9 @@ const (
 	AttrOtherAddress            Attr = 0x802C // RFC 5780 §7.4: not XORed
 	AttrThirdPartyAuthorization Attr = 0x802E // RFC 7635 §6.1: the server's name
 	AttrMobilityTicket          Attr = 0x8030 // RFC 8016 §3.1.2
+	// AttrAdditionalFamilyDraft is ADDITIONAL-ADDRESS-FAMILY as drafts of RFC 8656 had it, and clients of
+	// their time still do, Debian's turnutils_uclient among them. IANA has given it to nobody.
+	AttrAdditionalFamilyDraft Attr = 0x8032
 )
 
 // Required reports whether a receiver that does not know t must refuse the message (RFC 8489 §14).
@@ -141,6 +144,30 @@ func ParseByte(v []byte) (byte, error) {
 		return 0, ErrValue
 	}
 	return v[0], nil
+}
+
+// ICMP is an ICMP error as RFC 8656 §18.13 reports it.
+type ICMP struct {
+	Type, Code uint8
+	Data       uint32 // the MTU of "too big", else 0
+}
+
+// AppendICMP appends the attribute ICMP. Type and code have 8 bits each, as in ICMP; the clause's figure
+// draws 7 and 9, which no type fits.
+func AppendICMP(m []byte, i ICMP) []byte {
+	m = appendAttrHeader(m, AttrICMP, 8)
+	m = append(m, 0, 0, i.Type, i.Code)
+	m = binary.BigEndian.AppendUint32(m, i.Data)
+	setLength(m)
+	return m
+}
+
+// ParseICMP reads what [AppendICMP] writes.
+func ParseICMP(v []byte) (ICMP, error) {
+	if len(v) != 8 {
+		return ICMP{}, ErrValue
+	}
+	return ICMP{v[2], v[3], binary.BigEndian.Uint32(v[4:])}, nil
 }
 
 // AppendChannelNumber appends CHANNEL-NUMBER (RFC 8656 §18.1).
