@@ -112,7 +112,11 @@ type dashboard struct {
 // that runs all roles.
 func TestDeployedMetrics(t *testing.T) {
 	data := lab.DataFolder(t)
-	lab.Start(t, lab.Lone(t), data)
+	cfg := filepath.Join(data, "wicgate.yaml")
+	if err := os.WriteFile(cfg, []byte("turn: {dtls: true}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lab.Start(t, lab.Lone(t), data, "--config", cfg)
 	var b []byte
 	if err := (admin.Client{Dir: data}).Do(t.Context(), "GET", "/metrics", nil, &b); err != nil {
 		t.Fatal(err)

@@ -107,7 +107,7 @@ type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
 	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without; or TransportDTLS
-	TLS       bool
+	TLS       bool  // on TCP
 	// Tenant is the one that the listener or the name in TLS has chosen: 1 = the first, 0 = none.
 	Tenant uint16
 }
