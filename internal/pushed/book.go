@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	maxKnown = 200_000 // credentials, some 600 bytes each
+	maxKnown = 200_000 // credentials, some 270 bytes each
 
 	// Questions to the store. A client can make one by a username of the right shape, so they are few.
 	askRate    = 100 // a second, and as many at once
