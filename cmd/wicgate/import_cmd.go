@@ -11,10 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"wicgate/internal/coturn"
 	"wicgate/internal/coturn/userdb"
+	"wicgate/internal/keyring"
 	"wicgate/internal/secret"
+	"wicgate/internal/token"
 )
 
 type importCmd struct {
@@ -23,7 +26,7 @@ type importCmd struct {
 
 type importCoturnCmd struct {
 	File        string       `arg:"" help:"The configuration, such as /etc/turnserver.conf." type:"existingfile" placeholder:"FILE"`
-	Out         string       `help:"Folder for wicgate.yaml, turn-users and turn-secrets.txt. Files that are there are left alone." default:"." type:"path" placeholder:"DIR"`
+	Out         string       `help:"Folder for wicgate.yaml and the files of users, secrets and keys. Files that are there are left alone." default:"." type:"path" placeholder:"DIR"`
 	Realm       string       `help:"The realm whose users are taken. Default: that of the file." placeholder:"NAME"`
 	Address     []netip.Addr `help:"Address to listen and relay on where the file names none; several: with commas. Default: those of this machine." placeholder:"IP"`
 	Userdb      string       `help:"SQLite database, in place of the one that the file names." type:"existingfile" placeholder:"FILE" xor:"database"`
@@ -118,7 +121,7 @@ func writeImport(dir string, r coturn.Result) (written []string, err error) {
 	files := []struct {
 		name string
 		body []byte
-	}{{coturn.FileYAML, []byte(r.YAML)}, {coturn.FileUsers, r.Users.Expose()}, {coturn.FileSecrets, r.Secrets.Expose()}}
+	}{{coturn.FileYAML, []byte(r.YAML)}, {coturn.FileUsers, r.Users.Expose()}, {coturn.FileSecrets, r.Secrets.Expose()}, {coturn.FileKeys, nil}}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -142,7 +145,31 @@ func writeImport(dir string, r coturn.Result) (written []string, err error) {
 		}
 		written = append(written, name)
 	}
+	if len(r.Keys) > 0 {
+		name := filepath.Join(dir, coturn.FileKeys)
+		if err := writeKeys(name, r); err != nil {
+			return written, err
+		}
+		written = append(written, name)
+	}
 	return written, nil
+}
+
+// writeKeys makes the file of plain keys.
+func writeKeys(name string, r coturn.Result) error {
+	var keys []keyring.PlainKey
+	for _, k := range r.Keys {
+		format, ok := token.ParseFormat(k.Format)
+		if !ok {
+			return fmt.Errorf("key %q: no format %s", k.KID, k.Format)
+		}
+		keys = append(keys, keyring.PlainKey{KID: k.KID, Enc: format, K: k.K, From: k.From, Exp: k.Exp})
+	}
+	ring, err := keyring.OpenPlain(name, r.Name)
+	if err == nil {
+		_, err = ring.Learn(time.Now(), keys...)
+	}
+	return err
 }
 
 func countNotes(notes []coturn.Note, kind coturn.Kind) (n int) {

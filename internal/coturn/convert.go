@@ -30,6 +30,7 @@ const (
 	FileYAML    = "wicgate.yaml"
 	FileUsers   = "turn-users"
 	FileSecrets = "turn-secrets.txt"
+	FileKeys    = "turn-plain-keys.json"
 )
 
 // Result is what a configuration became.
@@ -38,7 +39,10 @@ type Result struct {
 	// Users (turn.users) and Secrets (turn.secrets) are files for their owner alone; absent where there
 	// is nothing to hold.
 	Users, Secrets secret.Bytes
-	Notes          []Note // in the order of Kinds
+	// Keys are what the file FileKeys (turn.keys) is to hold, of the server Name.
+	Keys  []Key
+	Name  string
+	Notes []Note // in the order of Kinds
 }
 
 // relay is an entry of turn.relay.
@@ -72,6 +76,7 @@ type converter struct {
 	rate, rates  int  // turn.rates, allocation and total, in bits a second; 0: none
 	users        []user
 	secrets      []secret.Bytes
+	keys         []Key
 	proxied      int // tcp-proxy-port; 0: none
 	level        string
 	admin        netip.AddrPort
@@ -91,7 +96,7 @@ func Convert(o Options, db Database, place Place) Result {
 	c.operation()
 	c.others()
 	c.defaults()
-	r := Result{YAML: c.yaml(), Notes: c.notes}
+	r := Result{YAML: c.yaml(), Keys: c.keys, Name: c.realmOfKeys(), Notes: c.notes}
 	if len(c.users) > 0 {
 		r.Users = usersFile(c.realmOfKeys(), c.users)
 	}
@@ -686,12 +691,11 @@ func (c *converter) others() {
 			continue
 		}
 		told[s.name] = true
-		switch {
-		case of.fate == moot:
-			c.note(Moot, s.line, s.name, "%s", of.why)
-		default:
-			c.note(Lost, s.line, s.name, "%s", of.why)
+		kind := Lost
+		if of.fate == moot {
+			kind = Moot
 		}
+		c.note(kind, s.line, s.name, "%s", of.why)
 	}
 	for _, name := range []string{"no-dynamic-ip-list", "no-dynamic-realms"} {
 		if s, ok := c.o.last(name); ok && s.on() {

@@ -181,7 +181,7 @@ type Database struct {
 	From            string       // what was read, for the report; empty: none was
 	Users           []Credential // Value: the key, hexadecimal
 	Secrets         []Credential // Value: a secret of ephemeral credentials; no Name
-	Keys            []Credential // keys of RFC 7635, by kid; Value: base64
+	Keys            []OAuthKey   // keys of RFC 7635
 	Allowed, Denied []Record     // Value: an address or a range
 	Limits          []Record     // Name: max-bps, total-quota or user-quota
 	Origins, Admins int          // how many there are
@@ -191,6 +191,13 @@ type Database struct {
 type Credential struct {
 	Realm, Name string
 	Value       secret.Bytes
+}
+
+// OAuthKey is a row of oauth_key.
+type OAuthKey struct {
+	Realm, KID, Algorithm string
+	Value                 secret.Bytes // base64
+	Begin, Life           string       // s since 1970, s; Life 0 or empty: for ever
 }
 
 // Record is something open about a realm.

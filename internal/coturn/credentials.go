@@ -4,11 +4,14 @@ import (
 	"cmp"
 	"crypto/md5" // RFC 8489 §9.2.2: the key of MESSAGE-INTEGRITY
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"wicgate/internal/secret"
@@ -50,12 +53,7 @@ func (c *converter) credentials() {
 		c.ephemeral(static)
 	}
 	c.static(ephemeral)
-	if s, ok := c.o.last("oauth"); ok && s.on() {
-		c.took(s, "tokens (RFC 7635) are opened with the keys of turn.keys, always")
-	}
-	if n := len(c.db.Keys); n > 0 {
-		c.note(Decide, 0, "oauth_key", "%s (%s): kids and keys of turn.keys are made by wicgate, and its issuer has them; another issuer must get keys from there", count(n, "key", "keys"), someNames(c.db.Keys))
-	}
+	c.oauth()
 	others := map[string]int{}
 	for _, u := range slices.Concat(c.db.Users, c.db.Secrets) {
 		if u.Realm != c.realm {
@@ -65,9 +63,83 @@ func (c *converter) credentials() {
 	for _, realm := range sortedKeys(others) {
 		c.note(Decide, 0, "realm", "the database has %s of another realm, %q, left out: a server has one name. Import it with --realm for a server of its own", count(others[realm], "user or secret", "users and secrets"), printableRealm(realm))
 	}
-	if !ephemeral && len(c.users) == 0 {
+	if !ephemeral && len(c.users)+len(c.keys) == 0 {
 		c.note(Decide, 0, "credentials", "the file names no users and no secret: until it has some, clients of wicgate's own issuer alone get a relay")
 	}
+}
+
+// Key is a key of tokens (RFC 7635), named by its kid.
+type Key struct {
+	KID, Format string // A128GCM or A256GCM
+	K           secret.Bytes
+	From, Exp   time.Time // zero Exp: for ever
+}
+
+// oauth reads the keys of tokens.
+func (c *converter) oauth() {
+	s, ok := c.o.last("oauth")
+	if on := ok && s.on(); !on {
+		if n := len(c.db.Keys); n > 0 {
+			c.note(Moot, 0, "oauth_key", "%s: turnserver does not look at them without oauth", count(n, "key", "keys"))
+		}
+		return
+	}
+	for _, k := range c.db.Keys {
+		if k.Realm != "" && k.Realm != c.realm {
+			c.note(Decide, 0, "oauth_key", "%q moves its clients into another realm, %q; the key is left out", printableRealm(k.KID), printableRealm(k.Realm))
+			continue
+		}
+		if key, ok := c.oauthKey(k); ok {
+			c.keys = append(c.keys, key)
+		}
+	}
+	if len(c.keys) == 0 {
+		c.note(Decide, s.line, s.name, "no key was found that can be taken; tokens (RFC 7635) are opened with the keys of turn.keys, which wicgate makes and its issuer has")
+		return
+	}
+	c.took(s, "turn.oauth.kid_mode: plain, with %s in turn.keys; mac16, because turnserver makes do with 16 bytes of a token's mac_key, and so do clients that work with it", count(len(c.keys), "key", "keys"))
+	c.note(Differs, 0, "turn.oauth.loose", "false: a Refresh brings a token of the kid that allocated; turnserver takes one of any kid")
+}
+
+// oauthKey reads one, as turnserver does: what is too long is cut, and what is too short is not taken.
+func (c *converter) oauthKey(k OAuthKey) (Key, bool) {
+	const most = 64 // keys
+	leave := func(why string, args ...any) (Key, bool) {
+		c.note(Decide, 0, "oauth_key", "%q is left out: %s", printableRealm(k.KID), fmt.Sprintf(why, args...))
+		return Key{}, false
+	}
+	if k.KID == "" || len(k.KID) > 128 || strings.ContainsFunc(k.KID, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return leave("a kid is 1 to 128 characters of printable ASCII")
+	}
+	out := Key{KID: k.KID, Format: "A256GCM"}
+	size := 32
+	switch k.Algorithm {
+	case "", "A256GCM":
+	case "A128GCM":
+		out.Format, size = "A128GCM", 16
+	default:
+		return leave("turnserver has A256GCM and A128GCM, not %q", printableRealm(k.Algorithm))
+	}
+	b, err := base64.StdEncoding.DecodeString(string(k.Value.Expose()))
+	if err != nil {
+		return leave("its key is not base64")
+	}
+	if len(b) < size {
+		return leave("its key has %d bytes, %s wants %d; turnserver fills up with zeros, so that it can be guessed the easier", len(b), out.Format, size)
+	}
+	out.K = secret.New(b[:size])
+	begin, err1 := strconv.ParseInt(cmp.Or(k.Begin, "0"), 10, 40)
+	life, err2 := strconv.ParseInt(cmp.Or(k.Life, "0"), 10, 33)
+	if err1 != nil || err2 != nil || begin < 0 || life < 0 {
+		return leave("timestamp and lifetime are no numbers of seconds")
+	}
+	if life > 0 {
+		out.From, out.Exp = time.Unix(begin, 0).UTC(), time.Unix(begin+life, 0).UTC()
+	}
+	if len(c.keys) == most {
+		return leave("more than %d keys", most)
+	}
+	return out, true
 }
 
 // ephemeral reads the secrets of time-limited credentials.
@@ -208,19 +280,6 @@ func (c *converter) realmOfKeys() string {
 
 func ascii(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
-}
-
-// someNames names a few.
-func someNames(of []Credential) string {
-	const most = 5
-	var names []string
-	for _, k := range of[:min(len(of), most)] {
-		names = append(names, printableRealm(k.Name))
-	}
-	if len(of) > most {
-		names = append(names, "…")
-	}
-	return strings.Join(names, ", ")
 }
 
 // usersFile is the file of turn.users.

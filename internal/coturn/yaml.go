@@ -128,6 +128,10 @@ func (c *converter) yaml() string {
 	if len(c.users) > 0 {
 		line("  # user, turnusers_lt.\n  users: %s", scalar(filepath.Join(c.place.Dir, FileUsers)))
 	}
+	if len(c.keys) > 0 {
+		line("  # oauth_key.\n  keys: %s", scalar(filepath.Join(c.place.Dir, FileKeys)))
+		line("  oauth:\n    kid_mode: plain\n    # turnserver takes 16 bytes of a mac_key, and clients that work with it too.\n    mac16: true")
+	}
 	if c.channels() == "rfc5766" {
 		line("  # As turnserver lets clients choose; take it out once they keep to RFC 8656.\n  channel_numbers: rfc5766")
 	}

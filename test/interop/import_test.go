@@ -3,6 +3,7 @@ package interop
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"os"
@@ -17,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"wicgate/internal/coturn"
+	conv "wicgate/internal/coturn"
 	"wicgate/test/lab"
 )
 
@@ -32,7 +33,7 @@ insert into turnusers_lt (realm, name, hmackey) values('north.gov','ninefingers'
 insert into turnusers_lt (realm, name, hmackey) values('north.gov','ODD','7da2270ccfa49786e0115366d3a3d14d');
 insert into turnusers_lt (realm, name, hmackey) values('crinna.org','whirrun','6972e85e51f36e53b0b61759c5a5219a');
 insert into turn_secret (realm, value) values('crinna.org','a secret of Crinna''s');
-insert into oauth_key (kid, ikm_key, realm) values('union','MTIzNDU2Nzg5MDEyMzQ1Ngo=','north.gov');
+insert into oauth_key (kid, ikm_key, as_rs_alg, realm) values('union','MTIzNDU2Nzg5MDEyMzQ1Ngo=','A128GCM','north.gov');
 insert into allowed_peer_ip (ip_range) values('172.17.13.200');
 insert into allowed_peer_ip (realm, ip_range) values('crinna.org','172.17.13.202');
 insert into denied_peer_ip (realm, ip_range) values('north.gov','45.1.0.0-45.1.255.255');
@@ -50,7 +51,7 @@ func insertRows() string {
 func imports(t *testing.T, conf string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "turnserver.conf")
-	if err := os.WriteFile(file, []byte("listening-ip=192.0.2.1\n"+conf+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("listening-ip=192.0.2.1\noauth\n"+conf+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	run := func(realm string, want map[string][]string) {
@@ -76,16 +77,17 @@ func imports(t *testing.T, conf string) {
 				t.Errorf("%s shows the database's password", name)
 			}
 		}
-		if st, err := os.Stat(filepath.Join(dir, coturn.FileUsers)); err != nil || st.Mode().Perm() != 0o600 {
+		if st, err := os.Stat(filepath.Join(dir, conv.FileUsers)); err != nil || st.Mode().Perm() != 0o600 {
 			t.Errorf("%v, %v", st, err)
 		}
 	}
 	run("north.gov", map[string][]string{
-		coturn.FileUsers: {"bc807ee29df3c9ffa736523fb2c4e8ee - ninefingers\n", "7da2270ccfa49786e0115366d3a3d14d - " + oddName + "\n"},
-		coturn.FileYAML:  {"name: north.gov", `"172.17.13.200/32 1024-65535"`, `"45.1.0.0/16"`, "quota: 50"},
-		"report":         {"3 users, 1 secrets, 1 keys, 3 lists of peers", "oauth_key: 1 key (union)", "turn_origin_to_realm: 1 row:", "admin_user: 1 row:", `"crinna.org", left out`},
+		conv.FileUsers: {"bc807ee29df3c9ffa736523fb2c4e8ee - ninefingers\n", "7da2270ccfa49786e0115366d3a3d14d - " + oddName + "\n"},
+		conv.FileYAML:  {"name: north.gov", `"172.17.13.200/32 1024-65535"`, `"45.1.0.0/16"`, "quota: 50", "kid_mode: plain"},
+		conv.FileKeys:  {`"kid": "union"`, `"enc": "A128GCM"`, `"k": "` + base64.RawURLEncoding.EncodeToString([]byte("1234567890123456")) + `"`},
+		"report":       {"3 users, 1 secrets, 1 keys, 3 lists of peers", "with 1 key in turn.keys", "turn_origin_to_realm: 1 row:", "admin_user: 1 row:", `"crinna.org", left out`},
 	})
-	run("crinna.org", map[string][]string{coturn.FileUsers: {"6972e85e51f36e53b0b61759c5a5219a - whirrun\n"}, coturn.FileYAML: {"172.17.13.202/32"}})
+	run("crinna.org", map[string][]string{conv.FileUsers: {"6972e85e51f36e53b0b61759c5a5219a - whirrun\n"}, conv.FileYAML: {"172.17.13.202/32"}})
 	if err := os.WriteFile(file, []byte("use-auth-secret\nlistening-ip=192.0.2.1\n"+conf+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +95,7 @@ func imports(t *testing.T, conf string) {
 	if out, err := exec.CommandContext(t.Context(), lab.Binary(t), "import", "coturn", file, "--out", dir, "--realm", "crinna.org").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, coturn.FileSecrets)); err != nil || !strings.Contains(string(b), "\na secret of Crinna's\n") {
+	if b, err := os.ReadFile(filepath.Join(dir, conv.FileSecrets)); err != nil || !strings.Contains(string(b), "\na secret of Crinna's\n") {
 		t.Errorf("%s, %v", b, err)
 	}
 }
@@ -285,7 +287,7 @@ func TestImportRedis(t *testing.T) {
 		{"SET", "turn/realm/crinna.org/user/whirrun/key", "6972e85e51f36e53b0b61759c5a5219a"},
 		{"SADD", "turn/realm/north.gov/user/no-string/key", "x"}, // of another type
 		{"SADD", "turn/realm/crinna.org/secret", "a secret of Crinna's"},
-		{"HSET", "turn/oauth/kid/union", "ikm_key", "MTIzNDU2Nzg5MDEyMzQ1Ngo=", "realm", "north.gov"},
+		{"HSET", "turn/oauth/kid/union", "ikm_key", "MTIzNDU2Nzg5MDEyMzQ1Ngo=", "as_rs_alg", "A128GCM", "realm", "north.gov"},
 		{"SADD", "turn/realm//allowed-peer-ip", "172.17.13.200"},
 		{"SADD", "turn/realm/crinna.org/allowed-peer-ip", "172.17.13.202"},
 		{"SADD", "turn/realm/north.gov/denied-peer-ip", "45.1.0.0-45.1.255.255"},
@@ -316,7 +318,7 @@ func TestOptionsOfDebiansCoturn(t *testing.T) {
 		t.Fatalf("%d options in\n%s", len(found), out)
 	}
 	for _, f := range found {
-		if name := string(f[1]); !slices.Contains(coturn.Names(), name) {
+		if name := string(f[1]); !slices.Contains(conv.Names(), name) {
 			t.Errorf("--%s is not known", name)
 		}
 	}
@@ -381,7 +383,7 @@ func TestImportServesTheSameClients(t *testing.T) {
 			if said, err := exec.CommandContext(t.Context(), lab.Binary(t), "import", "coturn", file, "--out", out).CombinedOutput(); err != nil {
 				t.Fatalf("%v %s", err, said)
 			}
-			lab.Start(t, nil, filepath.Join(dir, "data"), "--config", filepath.Join(out, coturn.FileYAML), "turn")
+			lab.Start(t, nil, filepath.Join(dir, "data"), "--config", filepath.Join(out, conv.FileYAML), "turn")
 			all("wicgate")
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"wicgate/internal/coturn"
+	"wicgate/internal/secret"
 )
 
 const (
@@ -79,7 +80,7 @@ func redis(ctx context.Context, conn string) (db coturn.Database, err error) {
 			for i := 0; i < len(fields); i += 2 {
 				of[fields[i]] = fields[i+1]
 			}
-			db.Keys = append(db.Keys, credential(of["realm"], kid, of["ikm_key"]))
+			db.Keys = append(db.Keys, coturn.OAuthKey{Realm: of["realm"], KID: kid, Algorithm: of["as_rs_alg"], Begin: of["timestamp"], Life: of["lifetime"], Value: secret.New([]byte(of["ikm_key"]))})
 			return nil
 		}),
 	}

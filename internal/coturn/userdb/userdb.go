@@ -140,8 +140,8 @@ var tables = []table{
 	{"turn_secret", []string{"realm", "value"}, func(db *coturn.Database, r []string) {
 		db.Secrets = append(db.Secrets, credential(r[0], "", r[1]))
 	}},
-	{"oauth_key", []string{"realm", "kid", "ikm_key"}, func(db *coturn.Database, r []string) {
-		db.Keys = append(db.Keys, credential(r[0], r[1], r[2]))
+	{"oauth_key", []string{"realm", "kid", "as_rs_alg", "timestamp", "lifetime", "ikm_key"}, func(db *coturn.Database, r []string) {
+		db.Keys = append(db.Keys, coturn.OAuthKey{Realm: r[0], KID: r[1], Algorithm: r[2], Begin: r[3], Life: r[4], Value: secret.New([]byte(r[5]))})
 	}},
 	{"allowed_peer_ip", []string{"realm", "ip_range"}, func(db *coturn.Database, r []string) {
 		db.Allowed = append(db.Allowed, coturn.Record{Realm: r[0], Value: r[1]})
@@ -223,5 +223,5 @@ func sqlite(ctx context.Context, file string) (coturn.Database, error) {
 	}
 	p := program{name: "sqlite3", pkg: "sqlite3", args: []string{"-init", os.DevNull, "-batch", "-bail", "-readonly", "-noheader", "-list", "-separator", "|", file}}
 	return p.sql(ctx, "select hex(name) from sqlite_master where type='table' and name in ("+list()+")",
-		func(c string) string { return "hex(coalesce(" + c + ",''))" })
+		func(c string) string { return "hex(coalesce(cast(" + c + " as text),''))" })
 }
