@@ -4,6 +4,8 @@
 # make web     rebuild the page into web/dist (needs Node)
 # make fuzz    every fuzz target for FUZZTIME each (default 1m)
 # make bench-turn  measure the TURN server beside coturn and pion/turn, as root, 12 minutes (BENCH=-quick: 2)
+# make flood   relay loss while the TURN server is flooded (half a minute, both processors)
+# make soak    ten million allocations of the TURN server in virtual time (an hour; SOAK=n for n)
 # make clean   remove what was built
 
 SHELL       := /bin/bash
@@ -12,6 +14,7 @@ SHELL       := /bin/bash
 
 GOLANGCI := v2.15.0
 FUZZTIME ?= 1m
+SOAK     ?= 10000000
 # They run the page in Chromium for two minutes: once is enough, and the race detector sees no TypeScript.
 PAGE_TESTS := ^(TestPage|TestPageMedia|TestAccessible)$$
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -102,6 +105,14 @@ bench-turn: build
 	go build -o bin/bench-turn ./bench/turn
 	go build -o bin/pionserver ./bench/turn/pionserver
 	@if [ "$$(id -u)" = 0 ]; then exec bin/bench-turn $(BENCH); else exec sudo -n COTURN="$${COTURN:-}" bin/bench-turn $(BENCH); fi
+
+.PHONY: flood
+flood:
+	go test -tags flood -count=1 -timeout 5m -v ./test/flood
+
+.PHONY: soak
+soak:
+	WICGATE_SOAK=$(SOAK) go test -run '^TestSoak$$' -count=1 -timeout 0 -v ./turn/internal/core
 
 .PHONY: web
 web:

@@ -134,7 +134,8 @@ type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	listeners []*net.UDPConn
-	pools     [2][]*pool // of relay ports: IPv4, IPv6
+	lanes     []*net.UDPConn // of the same numbers, see openLane; nil = none
+	pools     [2][]*pool     // of relay ports: IPv4, IPv6
 	desks     desks
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
@@ -174,6 +175,9 @@ func New(cfg Config) (*Server, error) {
 		_ = c.SetReadBuffer(listenBuffer)
 		_ = c.SetWriteBuffer(listenBuffer)
 		s.listeners = append(s.listeners, c)
+		if err := s.addLane(c); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
 	}
 	if err := errors.Join(s.newStreams(), s.newDTLS()); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
@@ -202,6 +206,19 @@ func New(cfg Config) (*Server, error) {
 	s.core = core.New(c)
 	s.chosen = s.choices()
 	return s, nil
+}
+
+// addLane opens the lane of the listening socket c.
+func (s *Server) addLane(c *net.UDPConn) error {
+	lane, err := openLane(c)
+	if err != nil {
+		return fmt.Errorf("turn: second socket on %v, for relayed data: %w; it takes Linux 4.5 or later, see whether a sandbox forbids SO_REUSEPORT or SO_ATTACH_REUSEPORT_CBPF", c.LocalAddr(), err)
+	}
+	if lane != nil {
+		_ = lane.SetReadBuffer(listenBuffer) // as in New
+	}
+	s.lanes = append(s.lanes, lane)
+	return nil
 }
 
 const (
@@ -353,7 +370,10 @@ func (s *Server) Close() error {
 	if s.dtls != nil {
 		s.dtls.Close() // while it can still tell its clients
 	}
-	for _, c := range s.listeners {
+	for _, c := range slices.Concat(s.listeners, s.lanes) {
+		if c == nil {
+			continue
+		}
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
@@ -373,6 +393,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	timer.Go(func() { s.serveTime(stop) })
 	for i, c := range s.listeners {
 		readers.Go(func() { s.serveListener(uint16(i), c) })
+		if lane := s.lanes[i]; lane != nil {
+			readers.Go(func() { s.serveListener(uint16(i), lane) })
+		}
 	}
 	if s.tcp != nil {
 		readers.Go(func() { s.tcp.Serve(s.serveStream) })

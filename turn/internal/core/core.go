@@ -45,8 +45,10 @@ const (
 	// maxLiving bounds the sessions of which it is known how long they live, some 100 bytes each.
 	// Those beyond are treated as if nothing had been said.
 	maxLiving = 200_000
-	// sweepEvery is how often they are looked through, at most.
+	// sweepEvery is how often they are looked through for those that are over, at most: when they are
+	// twice as many as were left the last time, and sweepFrom or more.
 	sweepEvery = time.Minute
+	sweepFrom  = 1024
 )
 
 // Keys are the keys of one TURN server name; *keyring.Ring is one.
@@ -139,6 +141,7 @@ type Core struct {
 
 	living   map[string]time.Time // how long sessions live, as the issuer has said; bounded
 	swept    time.Time            // when living was last looked through for what is over
+	kept     int                  // how many were left
 	draining bool
 	blind    bool
 	random   [64 * 12]byte // transaction ids of indications, used from the end
@@ -401,14 +404,14 @@ func (c *Core) Blind(blind bool) { c.blind = blind }
 // Extend is the issuer's news that the session of pseudonym lives until the given time. Under the
 // policy Session its allocations may be refreshed until then; old news shorten nothing.
 func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
-	// The map is as large as the log-ins of hours. While it is full, a look through it holds up packets.
-	if len(c.living) >= maxLiving && now.Sub(c.swept) > sweepEvery {
-		c.swept = now
+	// The map is as large as the log-ins of hours, and a look through it holds up packets.
+	if len(c.living) >= min(max(2*c.kept, sweepFrom), maxLiving) && now.Sub(c.swept) > sweepEvery {
 		for p, end := range c.living {
 			if !now.Before(end) {
 				delete(c.living, p)
 			}
 		}
+		c.swept, c.kept = now, len(c.living)
 	}
 	if _, known := c.living[pseudonym]; (known || len(c.living) < maxLiving) && until.After(c.living[pseudonym]) {
 		c.living[pseudonym] = until // mostly said before the session allocates
