@@ -231,7 +231,7 @@ func TestAttackHTTP(t *testing.T) {
 	b := start(t, listening, func(c *Config) { c.Idle = 300 * time.Millisecond })
 	for _, request := range []string{
 		"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST /logon HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\nuname=a&pwd=b", "POST / HTTP/1.1\r\n\r\n", "POST",
-		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\r\n\r\n", "CONNECT 127.0.0.1:22 HTTP/1.1\r\n\r\n", "HEAD " + strings.Repeat("/", 3000),
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\r\n\r\nGET /", "CONNECT 127.0.0.1:22 HTTP/1.1\r\n\r\n", "HEAD " + strings.Repeat("/", 3000),
 	} {
 		for _, network := range []string{"udp", "tcp"} {
 			to := b.s.Addrs()[0]

@@ -14,11 +14,11 @@ import (
 )
 
 // openLane opens a second socket on the address of the listening socket c, to which the kernel gives what
-// begins as ChannelData or as a Send indication. Those have a queue and a reader of their own then: a flood
+// begins as ChannelData, as a Send indication or as application data of DTLS. Those have a queue and a reader of their own then: a flood
 // of requests, of which each costs a MAC or a token, fills the queue of requests and loses no media.
 //
-//	client ──► SO_REUSEPORT, a classic BPF program ──┬─ 0: requests, DTLS, and the rest ──► c
-//	                                                 └─ 1: ChannelData, Send ─────────────► the lane
+//	client ──► SO_REUSEPORT, a classic BPF program ──┬─ 0: requests, handshakes, the rest ──────────► c
+//	                                                 └─ 1: ChannelData, Send, DTLS application data ──► the lane
 //
 // c was bound alone, so that an address that another program has is still an error; no other program can
 // bind it later but one of the same user that asks for a share.
@@ -50,12 +50,17 @@ func shareUDPPort(_, _ string, c syscall.RawConn) error {
 // steer attaches the program: it returns which of the sockets of the address, in the order of their
 // binding, gets the packet. One of less than two bytes ends the program, which is 0.
 func steer(c syscall.RawConn) error {
-	const channelBits, mask = 0x4000, 0xc000 // the first two bits of ChannelData (RFC 8656 §12.4)
+	const (
+		channelBits, mask = 0x4000, 0xc000 // the first two bits of ChannelData (RFC 8656 §12.4)
+		applicationData   = 23             // the first byte of a DTLS record of that type (RFC 6347 §4.1)
+	)
 	program := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 0},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(stun.NewType(stun.Send, stun.Indication)), Jt: 2},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(stun.NewType(stun.Send, stun.Indication)), Jt: 4},
 		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: mask},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: channelBits, Jf: 1},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: channelBits, Jt: 2},
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: applicationData, Jf: 1},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 1},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 	}

@@ -43,7 +43,7 @@ func TestLane(t *testing.T) {
 			packet []byte
 			lane   bool
 		}{
-			"nothing": {nil, false}, "0x40": {[]byte{0x40}, false}, "0x16": {[]byte{0, 0x16}, true}, "DTLS": {[]byte{22, 254, 253, 0}, false},
+			"nothing": {nil, false}, "0x40": {[]byte{0x40}, false}, "0x16": {[]byte{0, 0x16}, true}, "DTLS": {[]byte{22, 254, 253, 0}, false}, "DTLS application data": {[]byte{23, 254, 253, 0}, true},
 			"ChannelData": {stun.AppendChannelData(nil, 0x4000, []byte("x")), true}, "the last channel": {[]byte{0x7f, 0xff, 0, 0}, true}, "beyond": {[]byte{0x80, 0, 0, 0}, false},
 			"Send": {message(stun.Send, stun.Indication), true}, "Binding": {message(stun.Binding, stun.Request), false}, "Allocate": {message(stun.Allocate, stun.Request), false},
 			"Refresh": {message(stun.Refresh, stun.Request), false}, "Data": {message(stun.Data, stun.Indication), false},
