@@ -3,6 +3,7 @@
 # make check   the gates alone: format, lint, vet, walls, web/dist, race detector
 # make web     rebuild the page into web/dist (needs Node)
 # make fuzz    every fuzz target for FUZZTIME each (default 1m)
+# make bench-turn  measure the TURN server beside coturn and pion/turn, as root, 12 minutes (BENCH=-quick: 2)
 # make clean   remove what was built
 
 SHELL       := /bin/bash
@@ -93,6 +94,14 @@ setup:
 .PHONY: fuzz
 fuzz:
 	@test/fuzz.sh $(FUZZTIME)
+
+# It needs root for namespaces; BENCH are its options, COTURN names a second turnserver to measure.
+.PHONY: bench-turn
+bench-turn: build
+	@bench/turn/setup.sh
+	go build -o bin/bench-turn ./bench/turn
+	go build -o bin/pionserver ./bench/turn/pionserver
+	@if [ "$$(id -u)" = 0 ]; then exec bin/bench-turn $(BENCH); else exec sudo -n COTURN="$${COTURN:-}" bin/bench-turn $(BENCH); fi
 
 .PHONY: web
 web:

@@ -26,7 +26,7 @@ func (l *refusalLog) note(log *slog.Logger, now time.Time, out *core.Outbox, add
 	level := slog.LevelInfo
 	switch out.Cause {
 	case core.CauseNotSTUN, core.CauseMalformed, core.CauseMethod, core.CauseBudget, core.CauseChallenge, core.CauseIncomplete, core.CauseStaleNonce,
-		core.CauseNoAllocation, core.CauseNoPermission, core.CauseChannel, core.CauseTooLong:
+		core.CauseNoAllocation, core.CauseNoPermission, core.CauseChannel, core.CauseTooLong, core.CauseICMP:
 		level = slog.LevelDebug
 	}
 	ctx := context.Background()

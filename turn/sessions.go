@@ -16,7 +16,7 @@ type Allocation struct {
 	// Credential is token (RFC 7635), username (a token in USERNAME), ephemeral, pushed or static.
 	Credential     string           `json:"credential"`
 	Client         netip.AddrPort   `json:"client"`
-	Transport      string           `json:"transport"` // udp, tcp or tls
+	Transport      string           `json:"transport"` // udp, dtls, tcp or tls
 	Relayed        []netip.AddrPort `json:"relayed"`   // IPv4 first
 	Since          time.Time        `json:"since"`
 	Expires        time.Time        `json:"expires"`                  // a Refresh moves it
@@ -61,8 +61,11 @@ func (s *Server) sessions(want func(core.ID, string) bool) []Allocation {
 }
 
 func (s *Server) transport(t core.Tuple) string {
-	if t.Transport != stun.ProtocolTCP {
+	switch t.Transport {
+	case stun.ProtocolUDP:
 		return "udp"
+	case core.TransportDTLS:
+		return "dtls"
 	}
 	if c := s.streams.get(t); c != nil && c.conn.TLS {
 		return "tls"

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"wicgate/internal/wire/stun"
@@ -17,8 +16,7 @@ import (
 
 const (
 	// maxFromPeer is the longest packet of a peer that is relayed. Media and data channels stay
-	// below 1500 bytes; a buffer of the full 65507 for each allocation would be a gigabyte for
-	// 16 000 of them.
+	// below 1500 bytes.
 	maxFromPeer = 4096
 	// bindTries is how many ports are tried for a relay socket. Only another program on this
 	// machine makes one fail.
@@ -30,27 +28,41 @@ const (
 // worker is what one goroutine needs to call the core and act on the answer.
 type worker struct {
 	s           *Server
-	out, opened core.Outbox // opened: of the calls that acting on out leads to
+	out, opened core.Outbox // opened: of the calls that acting on out leads to, and of reports of the network
 }
 
 func newWorker(s *Server) *worker { return &worker{s: s} }
 
 // serveListener reads a listening socket until it is closed.
 func (s *Server) serveListener(number uint16, c *net.UDPConn) {
-	w := newWorker(s)
-	buf := make([]byte, 1<<16)
-	for {
-		n, from, err := c.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
+	d := newDesk(s, 0, 1<<16, 0)
+	s.serve(c, "clients", reader{
+		take: func() *desk { return d },
+		give: func(*desk) {},
+		packet: func(d *desk, room []byte, n int, from netip.AddrPort) bool {
+			if s.dtls != nil && isDTLS(room[:n]) {
+				s.dtls.Packet(int(number), from, room[:n])
+				return true
 			}
-			s.log.Warn("turn: read from clients", "listen", c.LocalAddr(), "error", err)
-			time.Sleep(pause)
+			t := core.Tuple{Client: from, Listener: number, Transport: stun.ProtocolUDP, Tenant: s.chosen.by(number, "")}
+			s.fromClient(&d.worker, time.Now(), t, room[:n])
+			return true
+		},
+	})
+}
+
+// serve reads a socket until it is closed.
+func (s *Server) serve(c *net.UDPConn, whose string, r reader) {
+	for {
+		err := read(c, r)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if r.failed != nil && r.failed(err) {
 			continue
 		}
-		t := core.Tuple{Client: unmap(from), Listener: number, Transport: stun.ProtocolUDP, Tenant: s.chosen.by(number, "")}
-		s.fromClient(w, time.Now(), t, buf[:n])
+		s.log.Warn("turn: read from "+whose, "socket", c.LocalAddr(), "error", err)
+		time.Sleep(pause)
 	}
 }
 
@@ -59,7 +71,7 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byte) (holds bool) {
 	s.mu.Lock()
 	s.core.FromClient(now, t, packet, &w.out)
-	if t.Transport == stun.ProtocolTCP { // nobody else asks
+	if t.Transport != stun.ProtocolUDP { // nobody else asks
 		holds = s.core.Holds(t)
 	}
 	s.mu.Unlock()
@@ -88,16 +100,25 @@ func (w *worker) act(out *core.Outbox) {
 		a := &out.Actions[i]
 		switch a.Kind {
 		case core.ToClient:
-			if a.Tuple.Transport == stun.ProtocolTCP {
+			switch a.Tuple.Transport {
+			case stun.ProtocolTCP:
 				s.toStream(a)
+				continue
+			case core.TransportDTLS:
+				s.toAssociation(a)
 				continue
 			}
 			if _, err := s.listeners[a.Tuple.Listener].WriteToUDPAddrPort(a.Data, a.Tuple.Client); err != nil {
 				s.sendErrors.Add(1) // UDP: it may get lost anyway
 			}
 		case core.ToPeer:
-			if _, err := a.Relay.(*relay).conn.WriteToUDPAddrPort(a.Data, a.Peer); err != nil {
+			r := a.Relay.(*relay)
+			reports, err := r.send(a.Data, a.Peer, a.Whole)
+			if err != nil {
 				s.sendErrors.Add(1)
+			}
+			if reports {
+				w.fromNetwork(r)
 			}
 		case core.Open:
 			w.open(a)
@@ -122,6 +143,40 @@ type relay struct {
 	conn *net.UDPConn
 	pool *pool
 	port uint16
+
+	mu sync.Mutex // held around each send: with and without DF are settings of the socket
+	platform
+}
+
+// send sends a packet: if whole, so that no router takes it apart (RFC 8656 §11.3, §14). reports says
+// that the socket has an ICMP error to tell of, perhaps.
+func (r *relay) send(data []byte, peer netip.AddrPort, whole bool) (reports bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.setWhole(whole); err != nil {
+		return false, err
+	}
+	_, err = r.conn.WriteToUDPAddrPort(data, peer)
+	if reports = isReport(err); reports {
+		// The error is that of a packet before, and said once. This packet has not been sent.
+		_, err = r.conn.WriteToUDPAddrPort(data, peer)
+	}
+	return reports, err
+}
+
+// fromNetwork tells the client of r what the network says about packets to its peers.
+func (w *worker) fromNetwork(r *relay) {
+	s := w.s
+	r.reports(func(peer netip.AddrPort, icmp stun.ICMP) {
+		now := time.Now()
+		s.mu.Lock()
+		s.core.FromNetwork(now, r.id, peer, icmp, &w.opened)
+		s.mu.Unlock()
+		if w.opened.Cause != core.CauseNone {
+			s.refusals.note(s.log, now, &w.opened, peer, false)
+		}
+		w.act(&w.opened)
+	})
 }
 
 // relaySocket is a relay or a tcpRelay.
@@ -267,39 +322,45 @@ func (p *pool) open(port uint16) (*relay, error) {
 		return nil, err
 	}
 	_ = c.SetReadBuffer(relayBuffer) // as in New
-	return &relay{conn: c, pool: p, port: port}, nil
+	r := &relay{conn: c, pool: p, port: port}
+	if err := r.prepare(c, p.Bind.Is6()); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
 }
 
 // serve reads a relay socket until it is closed.
 func (r *relay) serve(s *Server) {
-	w := newWorker(s)
-	b := s.buffers.take()
-	defer s.buffers.give(b)
-	room := b.bytes[core.Headroom : core.Headroom+maxFromPeer+1]
-	for {
-		n, from, err := r.conn.ReadFromUDPAddrPort(room)
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
+	s.serve(r.conn, "peers", reader{
+		take: func() *desk { return s.desks.take(s) },
+		give: s.desks.give,
+		packet: func(d *desk, room []byte, n int, from netip.AddrPort) bool {
+			if n > maxFromPeer { // and perhaps cut by the kernel
+				s.tooLong.Add(1)
+				return true
 			}
-			s.log.Warn("turn: read from peers", "relay", r.conn.LocalAddr(), "error", err)
-			time.Sleep(pause)
-			continue
-		}
-		if n > maxFromPeer { // and perhaps cut by the kernel
-			s.tooLong.Add(1)
-			continue
-		}
-		now := time.Now()
-		from = unmap(from)
-		s.mu.Lock()
-		s.core.FromPeer(now, r.id, from, b.bytes[:], n, &w.out)
-		s.mu.Unlock()
-		if w.out.Cause != core.CauseNone {
-			s.refusals.note(s.log, now, &w.out, from, false)
-		}
-		w.act(&w.out)
-	}
+			now := time.Now()
+			s.mu.Lock()
+			s.core.FromPeer(now, r.id, from, room, n, &d.out)
+			s.mu.Unlock()
+			if d.out.Cause != core.CauseNone {
+				s.refusals.note(s.log, now, &d.out, from, false)
+			}
+			for i := range d.out.Actions {
+				if d.out.Actions[i].Kind == core.Close { // of this socket
+					return false
+				}
+			}
+			d.act(&d.out)
+			return true
+		},
+		last: func(d *desk) { d.act(&d.out) },
+		failed: func(err error) bool {
+			newWorker(s).fromNetwork(r)
+			return isReport(err) // said once for each
+		},
+	})
 }
 
 // close closes a relay socket, frees its port, and logs the allocation's end.
@@ -358,31 +419,4 @@ func (p *pool) give(port uint16) {
 		panic(fmt.Sprintf("turn: relay port %d freed twice", port))
 	}
 	p.used[port-p.MinPort] = false
-}
-
-// buffer is room for a peer's packet. One goroutine holds it.
-type buffer struct {
-	bytes [core.Headroom + maxFromPeer + 1 + core.Tailroom]byte
-	held  atomic.Bool
-}
-
-// bufferPool lends buffers.
-type bufferPool struct{ pool sync.Pool }
-
-func (p *bufferPool) take() *buffer {
-	b, ok := p.pool.Get().(*buffer)
-	if !ok {
-		b = new(buffer)
-	}
-	if !b.held.CompareAndSwap(false, true) {
-		panic("turn: a buffer has two holders")
-	}
-	return b
-}
-
-func (p *bufferPool) give(b *buffer) {
-	if !b.held.CompareAndSwap(true, false) {
-		panic("turn: a buffer is given back twice")
-	}
-	p.pool.Put(b)
 }

@@ -375,6 +375,9 @@ func plainFirst(b byte) bool {
 	return k == stun.ProtocolSTUN || k == stun.ProtocolChannel
 }
 
+// protocols are those of ALPN (RFC 7443).
+var protocols = []string{"stun.turn", "stun.nat-discovery"}
+
 // newStreams opens the TCP listeners.
 func (s *Server) newStreams() error {
 	if len(s.cfg.TCP) == 0 {
@@ -382,10 +385,15 @@ func (s *Server) newStreams() error {
 	}
 	t, err := listen.NewStreams(listen.StreamConfig{
 		Log: s.log, Key: "turn.listen_tcp", Addrs: s.cfg.TCP, Plain: plainFirst, Certificate: s.cfg.Certificate,
-		Protocols: []string{"stun.turn", "stun.nat-discovery"}, // RFC 7443
-		HTTPS:     s.cfg.HTTPS,
-		MaxOpen:   s.cfg.MaxConnections, MaxOpenSource: s.cfg.MaxConnectionsSource,
+		Protocols: protocols,
+		HTTPS:     s.cfg.HTTPS, Proxies: s.cfg.Proxies,
+		Limits: s.limits(),
 	})
 	s.tcp = t
 	return err
+}
+
+// limits are those of connections and, apart, of associations.
+func (s *Server) limits() listen.Limits {
+	return listen.Limits{MaxOpen: s.cfg.MaxConnections, MaxOpenSource: s.cfg.MaxConnectionsSource}
 }

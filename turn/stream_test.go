@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -147,6 +148,40 @@ func TestConnectionEndsItsAllocation(t *testing.T) {
 	b.stop()
 	if st := b.s.Stats(); st.Ended["shutdown"] != 2 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// TestClientBehindProxy: what is told to the client, logged and counted is the address in the header.
+func TestClientBehindProxy(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	listening, trust := streamed(t)
+	b := start(t, listening, func(c *Config) { c.Proxies = []netip.Prefix{netip.PrefixFrom(loopback, 32)} })
+	ctx := timeout(t)
+	for network, client := range map[string]string{"tcp": "192.0.2.7:4711", "tls": "192.0.2.8:4711"} {
+		conn, err := net.Dial("tcp", b.s.TCPAddrs()[0].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := netip.MustParseAddrPort(client)
+		if _, err := fmt.Fprintf(conn, "PROXY TCP4 %v 198.51.100.1 %d 443\r\n", at.Addr(), at.Port()); err != nil {
+			t.Fatal(err)
+		}
+		if network == "tls" {
+			conn = tls.Client(conn, trust)
+		}
+		c, err := turnclient.Dial(turnclient.Config{Server: b.s.TCPAddrs()[0], Network: network, Conn: conn, Credential: turnclient.TokenUsername(b.issue("p1", time.Hour))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := c.Allocate(ctx, 0)
+		if err != nil || a.Mapped != at {
+			t.Errorf("%s: %+v, %v", network, a, err)
+		}
+		closed(t, c)
+		b.eventually("end of the allocation", func(st Stats) bool { return st.Allocations == 0 })
+		if want := "client=" + client; !strings.Contains(b.log.String(), want) {
+			t.Errorf("no %s in %s", want, b.log)
+		}
 	}
 }
 

@@ -1,15 +1,15 @@
-// Package turn is the TURN server: STUN and TURN over UDP, TCP and TLS (RFC 8489, RFC 8656), every
+// Package turn is the TURN server: STUN and TURN over UDP, DTLS, TCP and TLS (RFC 8489, RFC 8656), every
 // client authenticated: by a token of the WAF, in RFC 7635's own shape or in the USERNAME that
 // unmodified browsers can send, by an ephemeral or a pushed credential of the eP-CSCF (DESIGN,
 // Credentials), or as a static user.
 //
-//	browser ── STUN, TURN, ChannelData ──► Listen, UDP ───┐                  ┌─ relay socket, one an allocation ── peer
-//	                                                      ├─ internal/core ──┤
-//	browser ── the same, framed ──► TCP, with and without TLS ─┘             └─ relay socket ── peer
+//	client ── STUN, TURN, ChannelData ──► Listen, UDP, with and without DTLS ─┐                 ┌─ relay socket, one an allocation ── peer
+//	                                                                          ├─ internal/core ─┤
+//	client ── the same, framed ─────────► TCP, with and without TLS ──────────┘                 └─ relay socket ── peer
 //
 // What is decided about a packet is decided in turn/internal/core, which has no socket and no clock.
 // Here are the sockets, the goroutines (one a listener, one a relay socket, two a connection, one
-// for the time), and the log.
+// an association and pion's, one for the time), and the log.
 package turn
 
 import (
@@ -83,12 +83,16 @@ type Config struct {
 	TCP []netip.AddrPort
 	// Certificate is the GetCertificate of TLS there; nil = TLS is refused.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Proxies are load balancers in front of TCP, who must send a header of the PROXY protocol.
+	Proxies []netip.Prefix
 	// HTTPS takes the connections for the web on an address of TCP that both use; nil = none is.
 	HTTPS *listen.Handover
-	// Connections at once, and those of one source, an IPv4 address or an IPv6 /64.
-	// Zeros mean 8192 and 256.
+	// DTLS takes clients on DTLS (RFC 7350) at the addresses of Listen, besides UDP. It needs Certificate.
+	DTLS bool
+	// Connections at once, and those of one source, an IPv4 address or an IPv6 /64; the same again for
+	// associations of DTLS. Zeros mean 8192 and 256.
 	MaxConnections, MaxConnectionsSource int
-	// Idle is how long a connection may be without an allocation; 0 = 30 s.
+	// Idle is how long a connection or an association may be without an allocation; 0 = 30 s.
 	Idle time.Duration
 
 	// Revoked says whether the session of a pseudonym has been revoked, for new allocations; nil =
@@ -128,13 +132,16 @@ type Server struct {
 	log       *slog.Logger
 	listeners []*net.UDPConn
 	pools     [2][]*pool // of relay ports: IPv4, IPv6
-	buffers   bufferPool
+	desks     desks
 	refusals  refusalLog
 	kick      chan struct{} // a deadline may have come nearer; never closed
 	relays    sync.WaitGroup
 	tcp       *listen.Streams // nil = none
 	streams   streams
+	dtls      *listen.DTLS // nil = none
 	stopping  atomic.Bool
+
+	associations associations
 
 	sendErrors, tooLong atomic.Uint64
 
@@ -152,7 +159,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}}
+	s := &Server{cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}, associations: associations{open: map[core.Tuple]*listen.Association{}}}
 	s.serving, s.stopServe = context.WithCancel(context.Background())
 	for _, a := range cfg.Listen {
 		c, err := listen.UDP("turn.listen", a)
@@ -164,7 +171,7 @@ func New(cfg Config) (*Server, error) {
 		_ = c.SetWriteBuffer(listenBuffer)
 		s.listeners = append(s.listeners, c)
 	}
-	if err := s.newStreams(); err != nil {
+	if err := errors.Join(s.newStreams(), s.newDTLS()); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 	}
 	families := byte(0)
@@ -181,7 +188,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	c := core.Config{
-		Tenant: s.cfg.Tenant, Families: families, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
+		Tenant: s.cfg.Tenant, Families: families, DontFragment: dontFragment, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
 		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}
@@ -339,6 +346,9 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 func (s *Server) Close() error {
 	s.stopServe()
 	var errs []error
+	if s.dtls != nil {
+		s.dtls.Close() // while it can still tell its clients
+	}
 	for _, c := range s.listeners {
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
@@ -481,6 +491,7 @@ type Stats struct {
 
 	SendErrors uint64 // packets that the kernel did not take, or whose connection was gone
 	TooLong    uint64 // packets of peers above 4096 bytes, dropped
+	ICMP       uint64 // ICMP errors about packets to peers, told to clients
 
 	// Clients on TCP and TLS.
 	Connections        int // now
@@ -488,6 +499,12 @@ type Stats struct {
 	ConnectionsRefused map[string]uint64 // before a first message, by cause
 	ConnectionsEnded   map[string]uint64 // by cause
 	QueueDropped       uint64            // packets of peers that a connection had no room for
+
+	// Clients on DTLS.
+	Associations        int // now
+	DTLS                uint64
+	AssociationsRefused map[string]uint64 // before a first message, by cause
+	AssociationsEnded   map[string]uint64 // by cause
 }
 
 // Stats returns the counters.
@@ -499,13 +516,21 @@ func (s *Server) Stats() Stats {
 		Allocations: c.Allocations, AllocationsTotal: c.AllocationsTotal, Bindings: c.Bindings, Refused401: c.Unauthenticated,
 		Refused: make(map[string]uint64, len(c.Refused)), Ended: make(map[string]uint64, len(c.Ended)),
 		ToPeerPackets: c.Traffic.SentPackets, ToPeerBytes: c.Traffic.SentBytes, ToClientPackets: c.Traffic.ReceivedPackets, ToClientBytes: c.Traffic.ReceivedBytes,
-		SendErrors: s.sendErrors.Load(), TooLong: s.tooLong.Load(),
+		SendErrors: s.sendErrors.Load(), TooLong: s.tooLong.Load(), ICMP: c.ICMP,
 	}
 	for i, n := range c.Refused[1:] {
 		out.Refused[core.Cause(i+1).Label()] = n
 	}
 	for i, n := range c.Ended {
 		out.Ended[core.EndCause(i).String()] = n
+	}
+	if s.dtls != nil {
+		d := s.dtls.Stats()
+		out.Associations, out.DTLS, out.AssociationsRefused = d.Open, d.Begun, d.Refused
+		out.AssociationsEnded = make(map[string]uint64, len(associationEnds))
+		for _, why := range associationEnds {
+			out.AssociationsEnded[streamEnds[why]] = s.associations.ends[why].Load()
+		}
 	}
 	if s.tcp == nil {
 		return out

@@ -11,7 +11,7 @@ import (
 
 // usesTLS says whether a role of this process needs a certificate.
 func (h *house) usesTLS() bool {
-	return h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && len(h.file.TURN.ListenTCP) > 0
+	return h.has("waf") || h.has("wwsf") || h.has("epcscf") || h.has("turn") && h.file.TURN.Secure()
 }
 
 // usesACME says whether certificates are got by ACME here; then there is a store, embedded where no bus is configured.

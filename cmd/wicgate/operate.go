@@ -149,6 +149,9 @@ func (h *house) watch() {
 			if err == nil && time.Now().After(leaf.NotAfter) {
 				err = fmt.Errorf("expired on %s; renew it", leaf.NotAfter.UTC().Format(time.DateTime))
 			}
+			if err == nil && h.files != nil {
+				err = h.files.Err()
+			}
 			return admin.Degraded(err)
 		})
 	}

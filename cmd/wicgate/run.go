@@ -112,6 +112,7 @@ type house struct {
 	rings       *keyring.Ring
 	foreign     []*keyring.Ring // of TURN servers elsewhere, plain, see openKeys
 	ca          *listen.CA      // nil where a certificate is configured
+	files       *listen.Files   // of the certificate, where it is configured
 	acme        *acme.Client    // nil: certificates are not got by ACME
 	cert        func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	client      *http.Client
@@ -220,7 +221,7 @@ func (h *house) openTrust(*http.ServeMux) (err error) {
 		if err != nil {
 			return err
 		}
-		h.cert = files.GetCertificate
+		h.files, h.cert = files, files.GetCertificate
 	}
 	if c.CA != "" {
 		if pool, err = listen.PoolFile(c.CA); err != nil {
@@ -256,6 +257,13 @@ func (h *house) add(role string, serve func(context.Context) error, stats func()
 func addrPorts(list []config.AddrPort) (out []netip.AddrPort) {
 	for _, a := range list {
 		out = append(out, a.AddrPort)
+	}
+	return out
+}
+
+func prefixes(list []config.Prefix) (out []netip.Prefix) {
+	for _, p := range list {
+		out = append(out, p.Prefix)
 	}
 	return out
 }

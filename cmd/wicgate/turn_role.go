@@ -59,6 +59,7 @@ func (h *house) turn(*http.ServeMux) error {
 	}
 	s, err := turn.New(turn.Config{
 		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
+		Proxies: prefixes(c.TrustedProxies), DTLS: c.DTLS,
 		Relays: relays(c.Relay),
 		Tenant: first, Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",

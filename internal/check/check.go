@@ -132,7 +132,7 @@ const certificateSoon = 14 * 24 * time.Hour
 func (c *checker) certificate(now time.Time) {
 	h := c.File.HTTPS
 	front := c.has("waf", "wwsf", "epcscf")
-	if h.Certificate == "" || !front && (!c.has("turn") || len(c.File.TURN.ListenTCP) == 0) {
+	if h.Certificate == "" || !front && (!c.has("turn") || !c.File.TURN.Secure()) {
 		return
 	}
 	if h.CA != "" {
@@ -171,7 +171,7 @@ func (c *checker) certificate(now time.Time) {
 	if front {
 		c.covers(leaf, "https.url", c.File.HTTPS.URL.Host())
 	}
-	if c.has("turn") && len(c.File.TURN.ListenTCP) > 0 {
+	if c.has("turn") && c.File.TURN.Secure() {
 		for i, host := range c.File.TURN.SecureURLs() {
 			c.covers(leaf, fmt.Sprintf("turn.urls[%d]", i), host)
 		}
@@ -215,7 +215,7 @@ func (c *checker) files() {
 			c.fails("turn.secrets", err)
 		}
 	}
-	if a := c.File.HTTPS.ACME; a.On() && (c.has("waf", "wwsf", "epcscf") || c.has("turn") && len(c.File.TURN.ListenTCP) > 0) {
+	if a := c.File.HTTPS.ACME; a.On() && (c.has("waf", "wwsf", "epcscf") || c.has("turn") && c.File.TURN.Secure()) {
 		if _, err := keyring.OpenSecrets(c.path(a.Secrets, "acme-secrets.txt"), false); err != nil && (a.Secrets != "" || !errors.Is(err, fs.ErrNotExist)) {
 			if errors.Is(err, fs.ErrNotExist) {
 				err = fmt.Errorf("%w\n  hint: copy it from a node that has it; for the first: openssl rand -base64 32 > %s; chmod 600 %[2]s", err, a.Secrets)

@@ -78,25 +78,27 @@ type Bus struct {
 
 // TURN is the section turn.
 type TURN struct {
-	Name        string     `yaml:"name"`
-	Listen      []AddrPort `yaml:"listen"`
-	ListenTCP   []AddrPort `yaml:"listen_tcp"`
-	URLs        []string   `yaml:"urls"`
-	Keys        string     `yaml:"keys"`
-	Relay       []Side     `yaml:"relay"`
-	Profile     string     `yaml:"profile"`
-	Open        []Range    `yaml:"open"`
-	Closed      []Prefix   `yaml:"closed"`
-	Credentials string     `yaml:"credentials"`
-	GraceMax    Duration   `yaml:"grace_max"`
-	Quota       int        `yaml:"quota"`
-	QuotaTotal  int        `yaml:"quota_total"`
-	Rates       Rates      `yaml:"rates"`
-	Secrets     string     `yaml:"secrets"`
-	Users       string     `yaml:"users"`
-	Blind       string     `yaml:"blind"`
-	OAuth       OAuth      `yaml:"oauth"`
-	KeyPull     KeyPull    `yaml:"key_pull"`
+	Name           string     `yaml:"name"`
+	Listen         []AddrPort `yaml:"listen"`
+	ListenTCP      []AddrPort `yaml:"listen_tcp"`
+	TrustedProxies []Prefix   `yaml:"trusted_proxies"`
+	DTLS           bool       `yaml:"dtls"`
+	URLs           []string   `yaml:"urls"`
+	Keys           string     `yaml:"keys"`
+	Relay          []Side     `yaml:"relay"`
+	Profile        string     `yaml:"profile"`
+	Open           []Range    `yaml:"open"`
+	Closed         []Prefix   `yaml:"closed"`
+	Credentials    string     `yaml:"credentials"`
+	GraceMax       Duration   `yaml:"grace_max"`
+	Quota          int        `yaml:"quota"`
+	QuotaTotal     int        `yaml:"quota_total"`
+	Rates          Rates      `yaml:"rates"`
+	Secrets        string     `yaml:"secrets"`
+	Users          string     `yaml:"users"`
+	Blind          string     `yaml:"blind"`
+	OAuth          OAuth      `yaml:"oauth"`
+	KeyPull        KeyPull    `yaml:"key_pull"`
 
 	ChannelNumbers string   `yaml:"channel_numbers"`
 	NATDiscovery   string   `yaml:"nat_discovery"`
@@ -216,7 +218,7 @@ func Default() *File {
 		HTTPS: HTTPS{Listen: on(8443), URL: Origin("https://localhost:8443"),
 			ACME: ACME{Names: []string{}, Directory: "https://acme-v02.api.letsencrypt.org/directory"}},
 		Bus: Bus{Replicas: 1},
-		TURN: TURN{Name: "turn.ims.test", Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
+		TURN: TURN{Name: "turn.ims.test", TrustedProxies: []Prefix{}, Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Closed: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
 			OAuth:          OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)},
@@ -491,6 +493,7 @@ func (f *File) check() error {
 		when(len(f.TURN.Listen)+len(f.TURN.ListenTCP) == 0, "turn.listen: names no address, and turn.listen_tcp neither"),
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),
 		f.TURN.checkURLs(),
+		when(f.TURN.DTLS && len(f.TURN.Listen) == 0, "turn.dtls: needs an address in turn.listen"),
 		when(f.EPCSCF.Guests.Calls < 1 || f.EPCSCF.Guests.Calls > 8, "epcscf.guests.calls: want 1 to 8, not %d", f.EPCSCF.Guests.Calls),
 		when(f.EPCSCF.Guests.Rate < 1 || f.EPCSCF.Guests.Rate > 600, "epcscf.guests.rate: want 1 to 600 calls a minute, not %d", f.EPCSCF.Guests.Rate),
 		when(f.EPCSCF.Guests.Duration < Duration(time.Second) || f.EPCSCF.Guests.Duration > Duration(24*time.Hour), "epcscf.guests.duration: want 1s to 24h, not %v", time.Duration(f.EPCSCF.Guests.Duration)),
@@ -656,8 +659,8 @@ func (t TURN) checkURLs() error {
 		switch {
 		case !ok:
 			return fmt.Errorf("turn.urls: %q is not a TURN URI (RFC 7065) such as turn:turn.example.org:3478?transport=udp", s)
-		case u.secure && u.transport == "udp":
-			return fmt.Errorf("turn.urls: %q asks for DTLS, which is not served; turns: goes with transport=tcp", s)
+		case u.secure && u.transport == "udp" && !t.DTLS:
+			return fmt.Errorf("turn.urls: %q asks for DTLS; set turn.dtls: true, or let turns: go with transport=tcp", s)
 		case u.transport == "tcp" && len(t.ListenTCP) == 0:
 			return fmt.Errorf("turn.urls: %q needs an address in turn.listen_tcp", s)
 		case u.transport == "udp" && len(t.Listen) == 0:
@@ -666,6 +669,9 @@ func (t TURN) checkURLs() error {
 	}
 	return nil
 }
+
+// Secure says whether the server shows a certificate.
+func (t TURN) Secure() bool { return len(t.ListenTCP) > 0 || t.DTLS }
 
 // SecureURLs are the hosts of the turns: entries of urls, by their place there.
 func (t TURN) SecureURLs() map[int]string {

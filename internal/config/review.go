@@ -191,6 +191,11 @@ func (r *review) turn() {
 	if c.OAuth.Loose {
 		r.warn("turn.oauth.loose", "set it to false unless clients are coturn's", "who sends from a client's address, as behind one NAT, and has any token takes its allocation over")
 	}
+	for i, p := range c.TrustedProxies {
+		if p.Bits() == 0 {
+			r.error(fmt.Sprintf("turn.trusted_proxies[%d]", i), "name the load balancers' addresses", "%v: anybody may say whose a connection is", p)
+		}
+	}
 	if c.Credentials == "strict" && r.Line("turn.grace_max") != 0 {
 		r.warn("turn.grace_max", "take it out, or choose turn.credentials: call-grace", "has no effect with turn.credentials: strict")
 	}

@@ -73,6 +73,8 @@ func TestReview(t *testing.T) {
 		{"port of TURN", "turn: {urls: ['turn:127.0.0.1:5000']}\n", `warning wicgate.yaml:1: turn.urls[0]: "turn:127.0.0.1:5000": no listener has port 5000`},
 		{"port that Chromium refuses", "turn: {urls: ['turn:127.0.0.1:53'], listen: ['127.0.0.1:53']}\n", "warning wicgate.yaml:1: turn.urls[0]: Chromium does not connect to TURN servers on port 53"},
 
+		{"anybody a proxy", "turn: {trusted_proxies: [10.0.0.0/8, 0.0.0.0/0]}\n", "error wicgate.yaml:1: turn.trusted_proxies[1]: 0.0.0.0/0: anybody may say whose a connection is"},
+
 		// Ports.
 		{"relay and gateway", "turn: {relay: [{bind: 127.0.0.1, ports: 40500-50000}]}\n", "error imsagw.access.ports: 40000-40999 overlap with turn.relay[0].ports 40500-50000 on the same address"},
 		{"relay and gateway, wildcard", "turn: {relay: [{bind: 0.0.0.0, advertise: 198.51.100.1, ports: 40500-50000}]}\n", "error imsagw.access.ports: 40000-40999 overlap"},

@@ -87,23 +87,6 @@ func TestGuides(t *testing.T) {
 	}
 }
 
-// awaits are keys that the configuration's parser is still to learn; a key that it knows fails here.
-var awaits = []string{"dtls"}
-
-// TestAwaits: the table shrinks when the parser grows.
-func TestAwaits(t *testing.T) {
-	for _, key := range awaits {
-		text := "turn:\n  " + key + ": x\n"
-		name := filepath.Join(t.TempDir(), FileYAML)
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := config.Load(name); err == nil || !strings.Contains(err.Error(), "unknown field") {
-			t.Errorf("turn.%s is known: take it out of awaits", key)
-		}
-	}
-}
-
 // accepted puts a result's files where it says, and reads them as wicgate does.
 func accepted(t testing.TB, r Result) *config.File {
 	t.Helper()
@@ -115,7 +98,7 @@ func accepted(t testing.TB, r Result) *config.File {
 		}
 		return full
 	}
-	f, err := config.Load(write(FileYAML, today(r.YAML)))
+	f, err := config.Load(write(FileYAML, r.YAML))
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, r.YAML)
 	}
@@ -130,17 +113,6 @@ func accepted(t testing.TB, r Result) *config.File {
 		}
 	}
 	return f
-}
-
-// today is a YAML without the keys of awaits.
-func today(yaml string) (out string) {
-	for line := range strings.Lines(yaml) {
-		key, _, _ := strings.Cut(strings.TrimSpace(line), ":")
-		if !strings.HasPrefix(line, "  ") || !slices.Contains(awaits, key) {
-			out += line
-		}
-	}
-	return out
 }
 
 // TestEachOptionIsAnswered: of each option of the committed list a report says what became of it.

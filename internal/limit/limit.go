@@ -1,4 +1,4 @@
-// Package limit counts what strangers may do over HTTP: a token bucket for each key, and the key
+// Package limit counts what strangers may do: a token bucket for each key, and the key
 // that stands for a request's sender. It holds no goroutine, and its memory is bounded.
 package limit
 

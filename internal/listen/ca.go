@@ -171,14 +171,16 @@ func (ca *CA) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return ca.leaf, nil
 }
 
-// Files serves a certificate and key from two PEM files and reads them again when one changes. A
-// change that cannot be used is reported to complain, and the pair in use stays.
+// Files serves a certificate and key from two PEM files and reads them again when one changes, for
+// whoever connects then. A change that cannot be used is reported to complain, once, and the pair in
+// use stays.
 type Files struct {
 	certFile, keyFile string
 	complain          func(error)
 
 	mu      sync.Mutex // guards the following fields
 	pair    *tls.Certificate
+	err     error // what is wrong with the files now
 	seen    [2]time.Time
 	checked time.Time
 }
@@ -189,8 +191,8 @@ const reloadEvery = 5 * time.Second
 // CertificateFiles reads the pair once, so that a wrong one is refused at the start.
 func CertificateFiles(certFile, keyFile string, complain func(error)) (*Files, error) {
 	f := &Files{certFile: certFile, keyFile: keyFile, complain: complain}
-	if err := f.readLocked(); err != nil {
-		return nil, err
+	if f.err = f.readLocked(); f.err != nil {
+		return nil, f.err
 	}
 	return f, nil
 }
@@ -201,32 +203,50 @@ func (f *Files) readLocked() error {
 	for i, name := range []string{f.certFile, f.keyFile} {
 		st, err := os.Stat(name)
 		if err != nil {
+			f.seen = seen // whatever comes back is read
 			return fmt.Errorf("listen: certificate: %w", err)
 		}
 		seen[i] = st.ModTime()
 	}
 	if f.pair != nil && seen == f.seen {
-		return nil
+		return f.err
 	}
-	f.seen = seen // a bad pair is reported once, not every time
+	f.seen = seen
 	pair, err := tls.LoadX509KeyPair(f.certFile, f.keyFile)
 	if err != nil {
 		return fmt.Errorf("listen: certificate %s with key %s: %w", f.certFile, f.keyFile, err)
 	}
+	if end := pair.Leaf.NotAfter; f.pair != nil && f.checked.After(end) && end.Before(f.pair.Leaf.NotAfter) {
+		return fmt.Errorf("listen: certificate %s expired on %s, and the one in use later", f.certFile, end.UTC().Format(time.DateTime))
+	}
 	f.pair = &pair
 	return nil
+}
+
+func (f *Files) lookLocked() {
+	if time.Since(f.checked) < reloadEvery {
+		return
+	}
+	before := f.err
+	if f.err = f.readLocked(); f.err != nil && (before == nil || before.Error() != f.err.Error()) {
+		f.complain(f.err)
+	}
 }
 
 // GetCertificate serves the newest usable pair. For [tls.Config].
 func (f *Files) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if time.Since(f.checked) >= reloadEvery {
-		if err := f.readLocked(); err != nil {
-			f.complain(err)
-		}
-	}
+	f.lookLocked()
 	return f.pair, nil
+}
+
+// Err says what is wrong with the files, while an older pair is in use.
+func (f *Files) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lookLocked()
+	return f.err
 }
 
 // PoolFile reads the CAs of a PEM file.

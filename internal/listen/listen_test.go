@@ -9,9 +9,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -21,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pion/dtls/v3"
 	"go.uber.org/goleak"
 )
 
@@ -143,11 +146,17 @@ func TestDevelopmentCA(t *testing.T) {
 }
 
 func writePair(t *testing.T, dir, name string) (certFile, keyFile string) {
+	t.Helper()
+	return writePairUntil(t, dir, name, time.Now().Add(time.Hour))
+}
+
+func writePairUntil(t *testing.T, dir, name string, end time.Time) (certFile, keyFile string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour)}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: end}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -207,9 +216,87 @@ func TestCertificateFilesReload(t *testing.T) {
 		if len(complaints) != 1 || !strings.Contains(complaints[0].Error(), certFile) {
 			t.Errorf("complaints: %v, want one that names the file", complaints)
 		}
+		if err := f.Err(); err == nil || len(complaints) != 1 {
+			t.Errorf("%v: the alarm does not last", err)
+		}
+		if err := os.Remove(certFile); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			time.Sleep(reloadEvery)
+			if serves() != "two.test" {
+				t.Error("a missing file took the good pair away")
+			}
+		}
+		if len(complaints) != 2 {
+			t.Errorf("complaints: %v, want one more", complaints)
+		}
+		writePairUntil(t, dir, "expired.test", time.Now().Add(-time.Minute))
+		time.Sleep(reloadEvery)
+		if serves() != "two.test" || len(complaints) != 3 || f.Err() == nil {
+			t.Errorf("an expired pair took the good one's place; %v", complaints)
+		}
+		writePair(t, dir, "three.test")
+		touch(t, certFile, stamp.Add(2*time.Minute))
+		time.Sleep(reloadEvery)
+		if serves() != "three.test" || f.Err() != nil {
+			t.Errorf("the repaired pair is not served: %v", f.Err())
+		}
 	})
 	if _, err := CertificateFiles(filepath.Join(dir, "none.pem"), keyFile, nil); err == nil {
 		t.Error("a missing file is not refused")
+	}
+}
+
+// TestRenewedCertificate: who connects after the files were replaced is shown the new certificate, over
+// TLS and over DTLS; who was there stays.
+func TestRenewedCertificate(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	dir := t.TempDir()
+	certFile, keyFile := writePair(t, dir, "one.test")
+	files, err := CertificateFiles(certFile, keyFile, func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := streams(t, func(c *StreamConfig) { c.Certificate = files.GetCertificate })
+	b := associations(t, func(c *DTLSConfig) { c.Certificate = files.GetCertificate })
+	overTLS := func(want string) net.Conn {
+		c := tls.Client(s.dial(0), &tls.Config{InsecureSkipVerify: true})
+		if err := works(c); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.ConnectionState().PeerCertificates[0].DNSNames[0]; got != want {
+			t.Errorf("TLS shows %s, want %s", got, want)
+		}
+		return c
+	}
+	overDTLS := func(want string) net.Conn {
+		socket := b.socket()
+		c, err := dtls.ClientWithOptions(connected{socket}, socket.RemoteAddr(), dtls.WithInsecureSkipVerify(true), dtls.WithLoggerFactory(noLog{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closed(t, c) })
+		if err := answers(c); err != nil {
+			t.Fatal(err)
+		}
+		st, _ := c.ConnectionState()
+		leaf, err := x509.ParseCertificate(st.PeerCertificates[0])
+		if err != nil || leaf.DNSNames[0] != want {
+			t.Errorf("DTLS shows %+v, %v, want %s", leaf, err, want)
+		}
+		return c
+	}
+	oldTLS, oldDTLS := overTLS("one.test"), overDTLS("one.test")
+	writePair(t, dir, "two.test")
+	touch(t, certFile, time.Now().Add(time.Hour))
+	files.mu.Lock()
+	files.checked = files.checked.Add(-reloadEvery)
+	files.mu.Unlock()
+	overTLS("two.test")
+	overDTLS("two.test")
+	if err := errors.Join(works(oldTLS), answers(oldDTLS)); err != nil {
+		t.Error(err)
 	}
 }
 

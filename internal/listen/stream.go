@@ -1,7 +1,6 @@
 package listen
 
 import (
-	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +25,9 @@ type StreamConfig struct {
 	Plain func(first byte) bool
 	// Certificate is a GetCertificate of [CA] or [Files]; nil = TLS is refused.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Proxies are those who must begin each connection with a header of the PROXY protocol, whose
+	// address then counts as the client's. From anybody else such a header is refused.
+	Proxies []netip.Prefix
 	// Protocols are those of ALPN (RFC 7301) that a client may offer. One that offers others only is
 	// refused; one that offers none, as browsers do for TURN, is taken.
 	Protocols []string
@@ -32,17 +35,7 @@ type StreamConfig struct {
 	// does for pages and WebSockets, on those of Addrs that equal its address; nil = none are.
 	HTTPS *Handover
 
-	// Handshake is how long a new connection may take to its first byte and through TLS; 0 = 10 s.
-	Handshake time.Duration
-	// MaxOpening connections may be in that state; 0 = 512. One more, and the oldest of them is
-	// closed: who is slow makes room for who is not.
-	MaxOpening int
-	// MaxOpeningSource of them may come from one source, an IPv4 address or an IPv6 /64; 0 = 32.
-	MaxOpeningSource int
-	// MaxOpen connections may be open in all, those too; 0 = 8192. One more is refused.
-	MaxOpen int
-	// MaxOpenSource of them may come from one source; 0 = 256.
-	MaxOpenSource int
+	Limits
 }
 
 // Streams are listening TCP sockets that take TLS and a role's plain protocol on the same port, and
@@ -51,6 +44,9 @@ type StreamConfig struct {
 //	accept ─► limits ─► first byte ─┬─ 22 ──► TLS handshake, ALPN ─┬─► the role's handler
 //	                                ├─ Plain ──────────────────────┘
 //	                                └─ else: closed
+//
+// Behind one of Proxies the first byte comes after its header, and the limits for one source count
+// the client that the header names; the proxy itself is bound by the limits for all.
 //
 // Where HTTPS shares the port, what ALPN tells to be HTTP leaves for [Handover] after the handshake;
 // from there it is the front's, and no limit here counts it any more.
@@ -61,16 +57,10 @@ type Streams struct {
 	listeners []net.Listener
 	work      sync.WaitGroup // a goroutine a connection
 
-	mu      sync.Mutex // guards the following
-	closed  bool
-	open    map[net.Conn]struct{}
-	opening *list.List // of net.Conn, the oldest first
-	sources map[netip.Addr]*source
-	stats   StreamStats
-}
+	gate *gate
 
-// source counts the connections of one source. It is there as long as there are any.
-type source struct{ open, opening int }
+	plain, secure, https atomic.Uint64
+}
 
 // StreamStats counts since the start, except Open.
 type StreamStats struct {
@@ -82,21 +72,6 @@ type StreamStats struct {
 	Refused map[string]uint64
 }
 
-// Why a connection does not come to the handler.
-const (
-	refusedOpen          = "connections"        // MaxOpen
-	refusedOpenSource    = "connections_source" // MaxOpenSource
-	refusedOpeningSource = "handshakes_source"  // MaxOpeningSource
-	refusedOpening       = "handshakes"         // MaxOpening: closed for a newer one
-	refusedSlow          = "handshake_timeout"
-	refusedGone          = "gone"     // closed before its first byte
-	refusedProtocol      = "protocol" // neither TLS nor plain, or TLS without a certificate
-	refusedTLS           = "tls"      // handshake failed: version, ALPN, the client's trust
-	refusedACME          = "acme"     // a CA's look at the certificate (RFC 8737): nothing follows the handshake
-)
-
-var refusals = []string{refusedOpen, refusedOpenSource, refusedOpeningSource, refusedOpening, refusedSlow, refusedGone, refusedProtocol, refusedTLS, refusedACME}
-
 // Conn is a connection that has come through. Its handler owns it.
 type Conn struct {
 	net.Conn // *tls.Conn or plain
@@ -104,10 +79,12 @@ type Conn struct {
 	Protocol string // agreed by ALPN, "" = none
 	// ServerName is what the client asked for by SNI (RFC 6066 §3), "" = none.
 	ServerName string
-	Listener   int // index in Addrs
-	Remote     netip.AddrPort
+	Listener   int            // index in Addrs
+	Remote     netip.AddrPort // the client's; behind a proxy, as its header says
 
-	raw net.Conn // below TLS; nil = Conn
+	raw     net.Conn // below TLS; nil = Conn
+	visitor visitor
+	proxied bool
 }
 
 // Abort closes the connection at once: nothing is sent any more, nothing waited for.
@@ -134,22 +111,7 @@ func NewStreams(cfg StreamConfig) (*Streams, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, d := range []struct {
-		v *int
-		d int
-	}{{&cfg.MaxOpening, 512}, {&cfg.MaxOpeningSource, 32}, {&cfg.MaxOpen, 8192}, {&cfg.MaxOpenSource, 256}} {
-		if *d.v <= 0 {
-			*d.v = d.d
-		}
-	}
-	if cfg.Handshake <= 0 {
-		cfg.Handshake = 10 * time.Second
-	}
-	s := &Streams{cfg: cfg, open: map[net.Conn]struct{}{}, opening: list.New(), sources: map[netip.Addr]*source{}}
-	s.stats.Refused = make(map[string]uint64, len(refusals))
-	for _, why := range refusals {
-		s.stats.Refused[why] = 0
-	}
+	s := &Streams{cfg: cfg, gate: newGate(cfg.Limits, refusedGone, refusedProtocol, refusedACME, refusedProxyHeader, refusedProxySource)}
 	if cfg.Certificate != nil {
 		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cfg.Certificate, NextProtos: append(slices.Clone(cfg.Protocols), ACMEProtocol)}
 		if cfg.HTTPS != nil {
@@ -186,11 +148,8 @@ func (s *Streams) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	for c := range s.open {
-		_ = c.Close() // its goroutine sees the error
+	for _, v := range s.gate.shut() {
+		v.close()
 	}
 	return errors.Join(errs...)
 }
@@ -220,110 +179,39 @@ func (s *Streams) accept(number int, l net.Listener, handle func(*Conn)) {
 			time.Sleep(acceptPause)
 			continue
 		}
-		remote := unmap(c.RemoteAddr().(*net.TCPAddr).AddrPort())
-		place, why := s.enter(c, remote.Addr())
-		if why != "" {
+		conn := &Conn{Conn: c, Listener: number, Remote: unmap(c.RemoteAddr().(*net.TCPAddr).AddrPort()), raw: c}
+		conn.proxied = slices.ContainsFunc(s.cfg.Proxies, func(p netip.Prefix) bool { return p.Contains(conn.Remote.Addr().WithZone("")) })
+		conn.visitor.close = func() { _ = c.Close() }
+		from := conn.Remote.Addr()
+		if conn.proxied {
+			from = netip.Addr{} // the header will say
+		}
+		if why := s.gate.enter(&conn.visitor, from); why != "" {
 			_ = c.Close() // refused
 			continue
 		}
-		s.work.Go(func() { s.serve(&Conn{Conn: c, Listener: number, Remote: remote, raw: c}, place, handle) })
+		s.work.Go(func() { s.serve(conn, handle) })
 	}
 }
 
-// sourceOf is what the limits for one source count by.
-func sourceOf(a netip.Addr) netip.Addr {
-	if a.Is6() {
-		if p, err := a.WithZone("").Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
-}
-
-// enter counts a new connection in, or says why it is refused.
-func (s *Streams) enter(c net.Conn, from netip.Addr) (place *list.Element, why string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	from = sourceOf(from)
-	src := s.sources[from]
-	switch {
-	case s.closed:
-		return nil, refusedGone
-	case len(s.open) >= s.cfg.MaxOpen:
-		why = refusedOpen
-	case src != nil && src.open >= s.cfg.MaxOpenSource:
-		why = refusedOpenSource
-	case src != nil && src.opening >= s.cfg.MaxOpeningSource:
-		why = refusedOpeningSource
-	}
-	if why != "" {
-		s.stats.Refused[why]++
-		return nil, why
-	}
-	if s.opening.Len() >= s.cfg.MaxOpening {
-		oldest := s.opening.Front()
-		_ = oldest.Value.(net.Conn).Close() // its goroutine sees the error and leaves
-		s.opening.Remove(oldest)
-		s.stats.Refused[refusedOpening]++
-	}
-	if src == nil {
-		src = new(source)
-		s.sources[from] = src
-	}
-	src.open++
-	src.opening++
-	s.open[c] = struct{}{}
-	return s.opening.PushBack(c), ""
-}
-
-// opened ends the state of opening; evicted says that it was ended for a newer connection.
-func (s *Streams) opened(place *list.Element, from netip.Addr) (evicted bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.sources[sourceOf(from)].opening--
-	before := s.opening.Len()
-	s.opening.Remove(place) // nothing, if it is not there any more
-	return s.opening.Len() == before
-}
-
-// leave counts a connection out.
-func (s *Streams) leave(c net.Conn, from netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	from = sourceOf(from)
-	if src := s.sources[from]; src.open == 1 {
-		delete(s.sources, from)
-	} else {
-		src.open--
-	}
-	delete(s.open, c)
-}
-
-func (s *Streams) serve(c *Conn, place *list.Element, handle func(*Conn)) {
-	from := c.Remote.Addr()
-	defer s.leave(c.raw, from)
+func (s *Streams) serve(c *Conn, handle func(*Conn)) {
+	defer s.gate.leave(&c.visitor)
 	why, err := s.handshake(c)
-	evicted := s.opened(place, from)
-	s.mu.Lock()
-	switch {
-	case why != "" && !evicted:
-		s.stats.Refused[why]++
-	case why == "" && slices.Contains(httpProtocols, c.Protocol):
-		s.stats.HTTPS++
-	case why == "" && c.TLS:
-		s.stats.TLS++
-	case why == "":
-		s.stats.Plain++
-	}
-	s.mu.Unlock()
+	evicted := s.gate.opened(&c.visitor, why)
 	if why != "" || evicted {
 		s.cfg.Log.Debug("listen: connection refused", "client", c.Remote, "listen", c.raw.LocalAddr(), "cause", why, "evicted", evicted, "error", err)
 		_ = c.raw.Close()
 		return
 	}
-	if slices.Contains(httpProtocols, c.Protocol) {
+	switch {
+	case slices.Contains(httpProtocols, c.Protocol):
+		s.https.Add(1)
 		s.cfg.HTTPS.give(c.Conn)
 		return
+	case c.TLS:
+		s.secure.Add(1)
+	default:
+		s.plain.Add(1)
 	}
 	handle(c)
 	_ = c.Close() // the handler has said what there was to say
@@ -331,19 +219,33 @@ func (s *Streams) serve(c *Conn, place *list.Element, handle func(*Conn)) {
 
 // handshake reads the first byte and does TLS where it is due.
 func (s *Streams) handshake(c *Conn) (why string, err error) {
-	end := time.Now().Add(s.cfg.Handshake)
+	end := time.Now().Add(s.gate.limits.Handshake)
 	if err := c.raw.SetDeadline(end); err != nil {
 		return refusedGone, err
 	}
 	p := &peeked{Conn: c.raw}
-	if err := p.peek(); err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return refusedSlow, err
+	if c.proxied {
+		from, err := p.proxyHeader()
+		switch {
+		case errors.Is(err, errNoProxyHeader), errors.Is(err, errBadProxyHeader):
+			return refusedProxyHeader, err
+		case err != nil:
+			return refusedRead(err), err
+		case from.IsValid():
+			c.Remote = from
+			if why := s.gate.attribute(&c.visitor, from.Addr()); why != "" {
+				return why, nil
+			}
 		}
-		return refusedGone, err
+	}
+	if err := p.more(1, 1); err != nil {
+		return refusedRead(err), err
 	}
 	switch first := p.first[0]; {
 	case first == 22 && s.tls != nil:
+		if c.visitor.source.IsValid() && !s.gate.mayHandshake(c.visitor.source) {
+			return refusedRate, nil
+		}
 		t := tls.Server(p, s.tlsOf(c))
 		// The deadline of the socket bounds it.
 		if err := t.HandshakeContext(context.Background()); err != nil {
@@ -359,6 +261,8 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 		}
 	case first != 22 && s.cfg.Plain(first):
 		c.Conn = p
+	case !c.proxied && p.posesAsProxy():
+		return refusedProxySource, fmt.Errorf("a PROXY header from %v, who is no trusted proxy", c.Remote.Addr())
 	default:
 		return refusedProtocol, fmt.Errorf("first byte %d", first)
 	}
@@ -366,6 +270,14 @@ func (s *Streams) handshake(c *Conn) (why string, err error) {
 		return refusedGone, err
 	}
 	return "", nil
+}
+
+// refusedRead is why a connection is refused whose first bytes did not come.
+func refusedRead(err error) string {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return refusedSlow
+	}
+	return refusedGone
 }
 
 // tlsOf is the configuration of TLS at the address that c came to.
@@ -378,36 +290,6 @@ func (s *Streams) tlsOf(c *Conn) *tls.Config {
 
 // Stats returns the counters.
 func (s *Streams) Stats() StreamStats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := s.stats
-	out.Open = len(s.open)
-	out.Refused = make(map[string]uint64, len(s.stats.Refused))
-	for why, n := range s.stats.Refused {
-		out.Refused[why] = n
-	}
-	return out
-}
-
-// peeked is a connection of which the first byte was read.
-type peeked struct {
-	net.Conn
-	first [1]byte
-	given bool // first was read by peek and not yet by Read
-}
-
-func (p *peeked) peek() error {
-	_, err := p.Conn.Read(p.first[:])
-	p.given = err == nil
-	return err
-}
-
-// Read implements net.Conn.
-func (p *peeked) Read(b []byte) (int, error) {
-	if p.given && len(b) > 0 {
-		p.given = false
-		b[0] = p.first[0]
-		return 1, nil
-	}
-	return p.Conn.Read(b)
+	open, refused := s.gate.counts()
+	return StreamStats{Open: open, Plain: s.plain.Load(), TLS: s.secure.Load(), HTTPS: s.https.Load(), Refused: refused}
 }

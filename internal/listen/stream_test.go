@@ -65,8 +65,8 @@ func streams(t *testing.T, change func(*StreamConfig)) *streamBench {
 		case <-time.After(5 * time.Second):
 			t.Error("Serve does not return")
 		}
-		if st := s.Stats(); st.Open != 0 || len(s.sources) != 0 || s.opening.Len() != 0 {
-			t.Errorf("left over: %+v, %d sources, %d opening", st, len(s.sources), s.opening.Len())
+		if st := s.Stats(); st.Open != 0 || len(s.gate.sources) != 0 || s.gate.opening.Len() != 0 {
+			t.Errorf("left over: %+v, %d sources, %d opening", st, len(s.gate.sources), s.gate.opening.Len())
 		}
 	})
 	return &streamBench{s, t, ca}

@@ -51,6 +51,9 @@ func newRelay(raw, username string, password secret.Bytes, roots *x509.CertPool)
 	}
 	if scheme == "turns" {
 		t.network, port = "tls", "5349"
+		if q.Get("transport") == "udp" {
+			t.network = "dtls"
+		}
 	}
 	t.host, t.port, err = net.SplitHostPort(address)
 	if err != nil {
@@ -97,7 +100,11 @@ func (t *relay) allocateAt(ctx context.Context, server netip.AddrPort) (string, 
 		case errors.As(err, &unknown), errors.As(err, &name):
 			return "", fault{err, "The TURN server's certificate is that of https: see that it names the host in turn.urls, and give a private CA with --ca."}
 		}
-		return "", fault{err, "See that the role turn runs and has this address in turn.listen_tcp, and that no firewall is between."}
+		key := "turn.listen_tcp"
+		if t.network == "dtls" {
+			key = "turn.listen, with turn.dtls: true"
+		}
+		return "", fault{err, "See that the role turn runs and has this address in " + key + ", and that no firewall is between."}
 	}
 	a, err := c.Allocate(ctx, 0)
 	t.calls = c.ThirdPartyAuthorization()

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/dtls/v3"
+
 	"wicgate/internal/wire/stun"
 )
 
@@ -26,6 +28,13 @@ type transport interface {
 }
 
 func connect(ctx context.Context, cfg Config) (transport, error) {
+	switch {
+	case cfg.Conn == nil:
+	case cfg.Network == "udp", cfg.Network == "dtls":
+		return &association{cfg.Conn}, nil
+	default:
+		return &connection{conn: cfg.Conn, r: bufio.NewReader(cfg.Conn)}, nil
+	}
 	switch cfg.Network {
 	case "udp":
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local(cfg)))
@@ -50,8 +59,25 @@ func connect(ctx context.Context, cfg Config) (transport, error) {
 			c = t
 		}
 		return &connection{conn: c, r: bufio.NewReader(c)}, nil
+	case "dtls":
+		socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local(cfg)))
+		if err != nil {
+			return nil, fmt.Errorf("turn: open a socket towards %v: %w", cfg.Server, err)
+		}
+		c, err := dtls.ClientWithOptions(socket, net.UDPAddrFromAddrPort(cfg.Server),
+			dtls.WithRootCAs(cfg.TLS.RootCAs), dtls.WithServerName(cfg.TLS.ServerName), dtls.WithSupportedProtocols("stun.turn"))
+		if err == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+			defer cancel()
+			err = c.HandshakeContext(ctx)
+		}
+		if err != nil {
+			_ = socket.Close() // the handshake has said what is wrong
+			return nil, fmt.Errorf("turn: DTLS with %v: %w", cfg.Server, err)
+		}
+		return &association{c}, nil
 	}
-	return nil, fmt.Errorf("turn: network %q: want udp, tcp or tls", cfg.Network)
+	return nil, fmt.Errorf("turn: network %q: want udp, dtls, tcp or tls", cfg.Network)
 }
 
 // datagrams is UDP.
@@ -79,6 +105,22 @@ func (d *datagrams) local() netip.AddrPort {
 }
 
 func (d *datagrams) close() error { return d.conn.Close() }
+
+// association is a connection that keeps messages apart, as DTLS does.
+type association struct{ net.Conn }
+
+func (a *association) write(b []byte) error {
+	_, err := a.Write(b)
+	return err
+}
+
+func (a *association) read(b []byte) (int, error) { return a.Read(b) }
+
+func (a *association) local() netip.AddrPort {
+	return unmap(a.LocalAddr().(*net.UDPAddr).AddrPort())
+}
+
+func (a *association) close() error { return a.Close() }
 
 // connection is TCP or TLS, where messages are framed (RFC 8656 §12.5).
 type connection struct {

@@ -52,9 +52,12 @@ func LongTerm(username string, password secret.Bytes) Credential {
 // Config is how a [Client] is. Server is required.
 type Config struct {
 	Server netip.AddrPort
-	// Network is how to reach it: "udp", which is the default, "tcp" or "tls".
+	// Network is how to reach it: "udp", which is the default, "dtls", "tcp" or "tls".
 	Network string
-	// TLS is for the network tls: RootCAs, and ServerName, which is verified.
+	// Conn is used where it is not nil, in place of dialling Server: messages are framed in it for
+	// tcp and tls, and each is one Write for udp and dtls.
+	Conn net.Conn
+	// TLS is for the networks tls and dtls: RootCAs, and ServerName, which is verified.
 	TLS        *tls.Config
 	Local      netip.AddrPort // to send from; zero = any
 	Credential Credential
@@ -109,6 +112,8 @@ type Packet struct {
 	Peer    netip.AddrPort
 	Channel uint16 // 0 = by Data indication
 	Data    []byte
+	// ICMP is not nil where the packet tells of an ICMP error about one to Peer, and has no Data.
+	ICMP *stun.ICMP
 }
 
 // Client is one 5-tuple. Its methods may be called by several goroutines.
@@ -525,7 +530,7 @@ func (c *Client) exchange(ctx context.Context, method stun.Method, body Attribut
 
 // resend sends a request for the first time, and again where packets get lost.
 func (c *Client) resend(try int, b []byte) error {
-	if try > 0 && c.cfg.Network != "udp" {
+	if try > 0 && (c.cfg.Network == "tcp" || c.cfg.Network == "tls") {
 		return nil
 	}
 	return c.conn.write(b)
@@ -582,7 +587,13 @@ func (c *Client) read() {
 				a, _ := m.Get(stun.AttrXORPeerAddress)
 				peer, err := stun.ParseXORAddress(a, m.TransactionID())
 				data, ok := m.Get(stun.AttrData)
-				if err == nil && ok {
+				v, told := m.Get(stun.AttrICMP)
+				icmp, errICMP := stun.ParseICMP(v)
+				switch {
+				case err != nil:
+				case told && errICMP == nil:
+					c.deliver(Packet{Peer: peer, ICMP: &icmp})
+				case ok:
 					c.deliver(Packet{Peer: peer, Data: append([]byte{}, data...)})
 				}
 				continue

@@ -36,20 +36,20 @@ import (
 
 const coturnName = "turn.example.org"
 
-// coturn is a turnserver that runs, or a turnutils_uclient that has run.
-type coturn struct {
+// turnserver is one that runs, or a turnutils_uclient that has run.
+type turnserver struct {
 	addr netip.AddrPort
 	mu   sync.Mutex
 	log  bytes.Buffer
 }
 
-func (c *coturn) Write(b []byte) (int, error) {
+func (c *turnserver) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.log.Write(b)
 }
 
-func (c *coturn) Log() string {
+func (c *turnserver) Log() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.log.String()
@@ -68,13 +68,13 @@ func freeBoth(t testing.TB) int {
 }
 
 // startCoturn starts a turnserver on loopback and waits until it listens. The test's end ends it.
-func startCoturn(t testing.TB, args ...string) *coturn {
+func startCoturn(t testing.TB, args ...string) *turnserver {
 	t.Helper()
 	if _, err := exec.LookPath("turnserver"); err != nil {
 		t.Fatalf("coturn is missing: run test/setup.sh (%v)", err)
 	}
 	port, dir := freeBoth(t), lab.DataFolder(t)
-	s := &coturn{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port))}
+	s := &turnserver{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port))}
 	args = append([]string{"-n", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", "--listening-port=" + strconv.Itoa(port), "--no-tls", "--no-dtls", "--no-cli",
 		"--allow-loopback-peers", "--log-file=stdout", "--simple-log", "--verbose", "--pidfile=" + filepath.Join(dir, "pid")}, args...)
 	cmd := exec.Command("turnserver", args...)

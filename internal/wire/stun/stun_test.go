@@ -192,11 +192,18 @@ func TestSmallAttributes(t *testing.T) {
 	m = AppendByte(m, AttrRequestedTransport, ProtocolUDP)
 	m = AppendChannelNumber(m, 0x4001)
 	m = AppendAddressErrorCode(m, FamilyIPv6, 440)
+	m = AppendICMP(m, ICMP{Type: 3, Code: 4, Data: 1280})
 	p, err := Parse(m)
 	if err != nil {
 		t.Fatal(err)
 	}
 	get := func(a Attr) []byte { v, _ := p.Get(a); return v }
+	if i, err := ParseICMP(get(AttrICMP)); err != nil || i != (ICMP{3, 4, 1280}) || string(get(AttrICMP)) != "\x00\x00\x03\x04\x00\x00\x05\x00" {
+		t.Errorf("ICMP %x, %v", get(AttrICMP), err)
+	}
+	if _, err := ParseICMP(get(AttrLifetime)); err == nil {
+		t.Error("ICMP of 4 bytes")
+	}
 	if code, reason, err := ParseErrorCode(get(AttrErrorCode)); code != 438 || len(reason) != 0 || err != nil {
 		t.Errorf("ERROR-CODE %d %q %v", code, reason, err)
 	}

@@ -33,11 +33,11 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	case proto != stun.ProtocolUDP && !tcp:
 		c.fail(r, out, 442, CauseTransport, nil)
 		return
-	case tcp && (r.tuple.Transport != stun.ProtocolTCP || r.evenPort != nil || r.reservation != nil): // RFC 6062 §5.1
+	case tcp && (r.tuple.Transport != stun.ProtocolTCP || r.evenPort != nil || r.reservation != nil || r.dontFragment != nil): // RFC 6062 §5.1
 		c.fail(r, out, 400, CauseBadRequest, nil)
 		return
 	}
-	// 4. DONT-FRAGMENT is an unknown attribute here and has been answered with 420.
+	// 4. DONT-FRAGMENT only asks whether it can be done. If not, it has been answered with 420.
 	// 5. RESERVATION-TOKEN excludes the three that would choose another address. One that is unknown,
 	// too old or somebody else's is all the same.
 	redeemed := -1

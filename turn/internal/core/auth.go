@@ -97,10 +97,10 @@ func (c *Core) authenticate(r *request, a *allocation, out *Outbox) bool {
 	return true
 }
 
-// spend draws a reply on the source's budget. Who has a connection has shown by its handshake that
+// spend draws a reply on the source's budget. Who has a connection, or an association, has shown by its handshake that
 // it receives what is sent to it, and owes none.
 func (c *Core) spend(r *request, out *Outbox) bool {
-	if r.tuple.Transport == stun.ProtocolTCP || c.budget.Take(r.now, r.tuple.Client.Addr()) {
+	if r.tuple.Transport != stun.ProtocolUDP || c.budget.Take(r.now, r.tuple.Client.Addr()) {
 		return true
 	}
 	c.refuse(out, CauseBudget, nil)

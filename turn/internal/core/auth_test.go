@@ -328,7 +328,7 @@ func TestUnknownAttributes(t *testing.T) {
 	w.call(alice, c)
 	for _, m := range []stun.Method{stun.Allocate, stun.Refresh, stun.CreatePermission, stun.ChannelBind} {
 		r := w.want(w.ask(alice, c, m, transport(17), attr(stun.AttrDontFragment, nil), attr(0x7f00, []byte("x")), attr(0xff00, []byte("x"))), 420)
-		if !bytes.Equal(r.get(stun.AttrUnknownAttributes), []byte{0, 0x1a, 0x7f, 0}) {
+		if !bytes.Equal(r.get(stun.AttrUnknownAttributes), []byte{0x7f, 0, 0, 0x1a}) {
 			t.Errorf("%v: UNKNOWN-ATTRIBUTES %x", m, r.get(stun.AttrUnknownAttributes))
 		}
 	}

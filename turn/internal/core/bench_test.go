@@ -36,6 +36,10 @@ func relayed(tb testing.TB) map[string]func() bool {
 			w.core.FromPeer(w.now, id, other, buf, len(payload), &w.out)
 			return w.out.Actions[0].Kind == ToClient
 		},
+		"ICMP": func() bool {
+			w.core.FromNetwork(w.now, id, gateway, stun.ICMP{Type: 3, Code: 3}, &w.out)
+			return w.out.Actions[0].Kind == ToClient
+		},
 		"refused-peer": func() bool {
 			w.core.FromPeer(w.now, id, stranger, buf, len(payload), &w.out)
 			return w.out.Cause == CauseNoPermission

@@ -79,6 +79,8 @@ type Config struct {
 	Others []Tenant // 0 to 65534 more
 
 	Families byte // of the relay addresses: stun.FamilyIPv4, stun.FamilyIPv6 or both, ored
+	// DontFragment says that relay sockets can send single packets that no router takes apart.
+	DontFragment bool
 
 	MaxAllocations int
 	MaxPermissions int // per allocation
@@ -104,10 +106,14 @@ type Config struct {
 type Tuple struct {
 	Client    netip.AddrPort // unmapped
 	Listener  uint16
-	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without
+	Transport uint8 // IANA protocol number: 17 UDP; 6 TCP, with TLS or without; or TransportDTLS
 	// Tenant is the one that the listener or the name in TLS has chosen: 1 = the first, 0 = none.
 	Tenant uint16
 }
+
+// TransportDTLS is the Transport of a client on DTLS, which may share its address with one on plain
+// UDP. IANA has reserved the number.
+const TransportDTLS uint8 = 255
 
 // ID names an allocation for the life of a Core. Zero is none.
 type ID uint64
@@ -184,6 +190,9 @@ func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	out.Method = m.Method()
 	r := &c.req
 	r.read(m, t, now)
+	if r.dontFragment != nil && !c.cfg.DontFragment {
+		r.unknownAttr(stun.AttrDontFragment) // RFC 8656 §7.2
+	}
 	r.tenant = c.challenger(t)
 	c.unread(r)
 	defer r.forget()

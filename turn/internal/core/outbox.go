@@ -14,7 +14,7 @@ type Kind uint8
 const (
 	// ToClient: send Data to Tuple.
 	ToClient Kind = iota + 1
-	// ToPeer: send Data to Peer from the socket Relay.
+	// ToPeer: send Data to Peer from the socket Relay, with DF or its likes if Whole, without if not.
 	ToPeer
 	// Open: open a relay socket of each of Families, on an even port if Even, and the port behind it too
 	// if Next; or take Relay, which is open and has been held, if it is there. Then call Opened with ID.
@@ -43,6 +43,7 @@ type Action struct {
 	Relay      any // what Opened, Connected or Accepted was given
 	Peer       netip.AddrPort
 	Data       []byte
+	Whole      bool
 	Ended      *Ended
 }
 
@@ -110,6 +111,7 @@ const (
 	CauseRate
 	CauseConnection
 	CauseMobility
+	CauseICMP
 	NumCauses = iota
 )
 
@@ -148,6 +150,7 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseConnection:       {"connection", "the peer's connection is there already, or could not be made"},
 	CauseMobility:         {"mobility", "mobility is off"},
 	CauseBlind:            {"blind", "nothing is heard of revocations, and turn.blind is closed"},
+	CauseICMP:             {"icmp", "ICMP error of a type that clients are not told of"},
 }
 
 // String returns the cause in words.
@@ -199,6 +202,7 @@ type Stats struct {
 	Bindings         uint64            // Binding requests answered
 	Refused          [NumCauses]uint64 // packets from clients and peers, by Cause
 	Unauthenticated  uint64            // 401 responses
+	ICMP             uint64            // errors told to clients
 	Traffic          Traffic
 }
 

@@ -446,3 +446,24 @@ func TestFlippedRequests(t *testing.T) {
 		}
 	}
 }
+
+// TestDontFragment: where DF can be chosen, Allocate says so with success, and each Send chooses.
+func TestDontFragment(t *testing.T) {
+	df := attr(stun.AttrDontFragment, nil)
+	w := newWorld(t, func(c *Config) { c.DontFragment = true })
+	c := w.issue(inUsername, "p1", w.now, time.Hour)
+	w.want(w.ask(alice, c, stun.Allocate, transport(17), df), 0)
+	w.want(w.ask(alice, c, stun.ChannelBind, channelNumber(0x4000), peer(gateway)), 0)
+	for _, x := range []struct {
+		packet []byte
+		whole  bool
+	}{
+		{w.build(stun.Send, stun.Indication, peer(gateway), data("x"), df), true},
+		{w.build(stun.Send, stun.Indication, peer(gateway), data("x")), false},
+		{stun.AppendChannelData(nil, 0x4000, []byte("x")), false},
+	} {
+		if _, _, ok := w.toPeer(alice, x.packet); !ok || w.out.Actions[0].Whole != x.whole {
+			t.Errorf("%x: relayed %v, whole %v", x.packet, ok, !x.whole)
+		}
+	}
+}

@@ -25,7 +25,7 @@ func (c *Core) send(r *request, out *Outbox) {
 		c.refuse(out, CauseNoAllocation, nil)
 		return
 	}
-	if r.unknowns > 0 { // DONT-FRAGMENT too: what cannot be honoured is dropped (§11.3)
+	if r.unknowns > 0 { // DONT-FRAGMENT too, where it cannot be honoured (§11.3)
 		c.refuse(out, CauseUnknownAttribute, nil)
 		return
 	}
@@ -34,7 +34,7 @@ func (c *Core) send(r *request, out *Outbox) {
 		c.refuse(out, CauseBadRequest, nil)
 		return
 	}
-	c.toPeer(a, r.tuple, r.now, peer, r.data, out)
+	c.toPeer(a, r.tuple, r.now, peer, r.data, r.dontFragment != nil, out)
 }
 
 // channelData handles a ChannelData message from a client (RFC 8656 §12.6).
@@ -54,12 +54,12 @@ func (c *Core) channelData(now time.Time, t Tuple, packet []byte, out *Outbox) {
 		c.refuse(out, CauseChannel, nil)
 		return
 	}
-	c.toPeer(a, t, now, ch.peer, data, out)
+	c.toPeer(a, t, now, ch.peer, data, false, out)
 }
 
 // toPeer relays data if there is a permission, which must live also where a channel does, and the
-// policy still allows the peer with its port.
-func (c *Core) toPeer(a *allocation, t Tuple, now time.Time, peer netip.AddrPort, data []byte, out *Outbox) {
+// policy still allows the peer with its port. whole is DONT-FRAGMENT.
+func (c *Core) toPeer(a *allocation, t Tuple, now time.Time, peer netip.AddrPort, data []byte, whole bool, out *Outbox) {
 	if !a.permitted(peer.Addr(), now) {
 		c.refuse(out, CauseNoPermission, nil)
 		return
@@ -82,7 +82,7 @@ func (c *Core) toPeer(a *allocation, t Tuple, now time.Time, peer netip.AddrPort
 			peer = to.half(peer.Addr()).Local // the NAT in front might drop it
 		}
 	}
-	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.half(peer.Addr()).Relay, Peer: peer, Data: data})
+	out.Actions = append(out.Actions, Action{Kind: ToPeer, ID: a.id, Relay: a.half(peer.Addr()).Relay, Peer: peer, Data: data, Whole: whole})
 }
 
 // FromPeer takes a packet of n bytes from peer, unmapped, that arrived at the relay socket of id. It

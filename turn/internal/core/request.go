@@ -19,6 +19,7 @@ type request struct {
 	lifetime, transport, family, channel, data []byte
 	additional, evenPort, reservation, peer    []byte
 	userhash, algorithm, algorithms, counter   []byte
+	dontFragment                               []byte
 	change, responsePort, padding, connection  []byte
 	ticket                                     []byte        // empty = asked for
 	unknown                                    [16]stun.Attr // the first unknown required attributes
@@ -73,6 +74,8 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			field = &r.algorithms
 		case stun.AttrTransmitCounter:
 			field = &r.counter
+		case stun.AttrDontFragment:
+			field = &r.dontFragment
 		case stun.AttrChangeRequest:
 			field = &r.change
 		case stun.AttrResponsePort:
@@ -87,8 +90,6 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			stun.AttrPriority, stun.AttrUseCandidate:
 			continue // known, and of no meaning here
 		default:
-			// DONT-FRAGMENT is among these: a UDP socket cannot set DF packet by packet, and RFC 8656
-			// §7.2 has such a server treat the attribute as unknown.
 			if typ.Required() {
 				r.unknownAttr(typ)
 			}

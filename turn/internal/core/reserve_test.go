@@ -155,6 +155,10 @@ func TestReservationRules(t *testing.T) {
 	} {
 		w.want(w.ask(another, c, stun.Allocate, append([]add{transport(17)}, x.adds...)...), x.code)
 	}
+	// A pseudonym of the same name in another tenant is somebody else.
+	if w.core.reservation(token, &credential{owner: "p1", tenant: newTenant(Tenant{})}) >= 0 || w.core.reservation(token, &credential{owner: "p1", tenant: w.core.tenants[0]}) != 0 {
+		t.Error("a reservation is not its tenant's")
+	}
 	w.core.Drain()
 	w.want(w.ask(another, c, stun.Allocate, transport(17), reserved(token)), 508)
 	if len(w.core.reserved) != 1 {

@@ -29,12 +29,13 @@ func connection(id Conn) add {
 
 // TestTCPRelay: a peer that is connected to, one that connects, and what is refused (RFC 6062 §5).
 func TestTCPRelay(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.TCPRelay = true; c.Others = nil })
+	w := newWorld(t, func(c *Config) { c.TCPRelay, c.DontFragment = true, true })
 	c, other := w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inUsername, "p2", w.now, time.Hour)
 	// §5.1: over TCP alone, with nothing that means UDP.
 	w.want(w.ask(alice, c, stun.Allocate, transport(6)), 400)
 	w.want(w.ask(aliceTCP, c, stun.Allocate, transport(6), attr(stun.AttrEvenPort, []byte{0})), 400)
 	w.want(w.ask(aliceTCP, c, stun.Allocate, transport(6), attr(stun.AttrReservationToken, make([]byte, 8))), 400)
+	w.want(w.ask(aliceTCP, c, stun.Allocate, transport(6), attr(stun.AttrDontFragment, nil)), 400)
 	w.want(w.ask(aliceTCP, c, stun.Allocate, transport(6)), 0)
 	w.want(w.ask(aliceTCP, c, stun.ChannelBind, channelNumber(0x4000), peer(gateway)), 400)
 
