@@ -28,6 +28,8 @@ want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
 want sqlite3 sqlite3
+want redis-server redis-server
+want pg_lsclusters postgresql
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
 		echo "setup: run as root: apt-get install ${need[*]}" >&2
@@ -36,8 +38,8 @@ if [ ${#need[@]} -gt 0 ]; then
 	echo "setup: apt-get install ${need[*]}"
 	as_root apt-get update -qq
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-	# The tests start their own; services would take ports 5060 and 3478.
-	for s in kamailio coturn; do
+	# The tests start their own; services would take their ports.
+	for s in kamailio coturn redis-server postgresql; do
 		case " ${need[*]} " in *" $s "*) command -v systemctl >/dev/null && as_root systemctl disable --now "$s" 2>/dev/null || true ;; esac
 	done
 fi

@@ -691,12 +691,11 @@ func (c *converter) others() {
 			continue
 		}
 		told[s.name] = true
-		switch {
-		case of.fate == moot:
-			c.note(Moot, s.line, s.name, "%s", of.why)
-		default:
-			c.note(Lost, s.line, s.name, "%s", of.why)
+		kind := Lost
+		if of.fate == moot {
+			kind = Moot
 		}
+		c.note(kind, s.line, s.name, "%s", of.why)
 	}
 	for _, name := range []string{"no-dynamic-ip-list", "no-dynamic-realms"} {
 		if s, ok := c.o.last(name); ok && s.on() {
