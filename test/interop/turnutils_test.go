@@ -56,7 +56,7 @@ func startTURN(t *testing.T, change ...func(*turn.Config)) *turn.Server {
 				peerpolicy.Range{Prefix: netip.MustParsePrefix("::1/128"), MinPort: 1024, MaxPort: 65535}),
 		},
 		Listen: []netip.AddrPort{netip.AddrPortFrom(lo, 0)}, TCP: []netip.AddrPort{netip.AddrPortFrom(lo, 0)}, Certificate: ca.GetCertificate,
-		Relays: []turn.Relay{{Bind: lo}}, ChannelNumbers5766: true, TCPRelay: true, Mobility: true, Drain: time.Millisecond,
+		Relays: []turn.Relay{{Bind: lo}, {Bind: netip.IPv6Loopback()}}, DTLS: true, ChannelNumbers5766: true, TCPRelay: true, Mobility: true, Drain: time.Millisecond,
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -111,6 +111,11 @@ func TestUclient(t *testing.T) {
 		{"TCP, static user", append([]string{"-t"}, static...), true, false, false},
 		{"TCP, ephemeral credential, Send indications", append([]string{"-t", "-s"}, rest...), true, false, false},
 		{"TLS", append([]string{"-t", "-S"}, static...), true, true, false},
+		{"UDP, DONT-FRAGMENT", append([]string{"-g", "-s"}, static...), false, false, false},
+		{"UDP, IPv6 relay", append([]string{"-x"}, static...), false, false, false},
+		{"UDP, both families", append([]string{"-Z"}, static...), false, false, false},
+		{"TCP, both families", append([]string{"-Z", "-t"}, static...), true, false, false},
+		{"DTLS", append([]string{"-S"}, static...), false, true, false},
 		{"TCP relay", append([]string{"-T"}, static...), true, false, false},
 		{"TCP relay over TLS", append([]string{"-T", "-S"}, static...), true, false, false},
 		{"TCP relay, peers that connect", append([]string{"-T", "-P"}, static...), true, true, true},

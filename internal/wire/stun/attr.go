@@ -55,6 +55,9 @@ const (
 	AttrOtherAddress            Attr = 0x802C // RFC 5780 §7.4: not XORed
 	AttrThirdPartyAuthorization Attr = 0x802E // RFC 7635 §6.1: the server's name
 	AttrMobilityTicket          Attr = 0x8030 // RFC 8016 §3.1.2
+	// AttrAdditionalFamilyDraft is ADDITIONAL-ADDRESS-FAMILY as drafts of RFC 8656 had it, and clients of
+	// their time still do, Debian's turnutils_uclient among them. IANA has given it to nobody.
+	AttrAdditionalFamilyDraft Attr = 0x8032
 )
 
 // Required reports whether a receiver that does not know t must refuse the message (RFC 8489 §14).

@@ -54,7 +54,7 @@ func (r *request) read(m stun.Message, t Tuple, now time.Time) {
 			field = &r.transport
 		case stun.AttrRequestedAddressFamily:
 			field = &r.family
-		case stun.AttrAdditionalAddressFamily:
+		case stun.AttrAdditionalAddressFamily, stun.AttrAdditionalFamilyDraft:
 			field = &r.additional
 		case stun.AttrEvenPort:
 			field = &r.evenPort
