@@ -30,6 +30,8 @@ want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-pres
 want promtool prometheus
 want systemd-analyze systemd
 want sqlite3 sqlite3
+want redis-server redis-server
+want pg_lsclusters postgresql
 if [ ${#need[@]} -gt 0 ]; then
 	if ! as_root true 2>/dev/null; then
 		echo "setup: run as root: apt-get install ${need[*]}" >&2
@@ -40,8 +42,8 @@ if [ ${#need[@]} -gt 0 ]; then
 	# promtool comes with a server that its package would start.
 	case " ${need[*]} " in *" prometheus "*) command -v systemctl >/dev/null && as_root systemctl mask prometheus 2>/dev/null || true ;; esac
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-	# The tests start their own; services would take ports 5060 and 3478.
-	for s in kamailio coturn; do
+	# The tests start their own; services would take their ports.
+	for s in kamailio coturn redis-server postgresql; do
 		case " ${need[*]} " in *" $s "*) command -v systemctl >/dev/null && as_root systemctl disable --now "$s" 2>/dev/null || true ;; esac
 	done
 fi

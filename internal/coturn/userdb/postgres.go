@@ -44,6 +44,9 @@ func splitPassword(conn string) (rest, password string, err error) {
 			q.Del("password")
 			u.RawQuery = q.Encode()
 		}
+		if u.Host == "" && u.Path == "" {
+			u.Path = "/" // without it String leaves the slashes of the host out
+		}
 		return u.String(), password, nil
 	}
 	pairs, err := keywords(conn)

@@ -1,7 +1,7 @@
 // Package userdb reads what coturn keeps in a database: users, secrets, keys, lists of peers, limits.
 //
 // It asks the database's own client program, sqlite3, psql or redis-cli, which who runs such a database
-// has, and so no driver becomes part of wicgate (docs/adr/0012). A program is started with a list of
+// has, and so no driver becomes part of wicgate (docs/adr/0014). A program is started with a list of
 // arguments, never by a shell; the queries are fixed, and nothing from outside is put into one; passwords
 // go by the environment, so that a list of processes does not show them; time and output are bounded.
 // SQL answers in hexadecimal, so that no name or key can pass for something else. Nothing is written: an

@@ -112,7 +112,7 @@ func FuzzParseCSV(f *testing.F) {
 
 // FuzzSplitPassword: what is left of a connection string gives the same once more, and no password.
 func FuzzSplitPassword(f *testing.F) {
-	for _, s := range []string{"host=a password=b", "a = 'b\\'c' d=e\\ f", "postgresql://u:p@h/d?password=x"} {
+	for _, s := range []string{"host=a password=b", "a = 'b\\'c' d=e\\ f", "postgresql://u:p@h/d?password=x", "postgresql://"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
