@@ -138,9 +138,9 @@ func TestTCPBadMessages(t *testing.T) {
 	got := make(chan *Message, 10)
 	s := &TCP{Log: slog.New(slog.DiscardHandler), SentBy: "b", Allow: func(netip.Addr) bool { return true },
 		Receive: func(c *TCPConn, m *Message) {
+			got <- m // before the answer, which ends the wait
 			c.Send([]byte("INVITE sip:x@y SIP/2.0\r\nX: " + strings.Repeat("x", maxLine) + "\r\n\r\n"))
 			c.Send(m.Response(200, "OK").Append(nil))
-			got <- m
 		}, Lost: func(*TCPConn) {}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
