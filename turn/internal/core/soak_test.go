@@ -19,7 +19,7 @@ import (
 func TestSoak(t *testing.T) {
 	cycles := 100_000
 	if raceDetector || testing.Short() {
-		cycles = 5000
+		cycles = 20_000
 	}
 	if s := os.Getenv("WICGATE_SOAK"); s != "" {
 		var err error
