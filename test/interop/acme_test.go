@@ -65,7 +65,7 @@ func (f *fleet) start(node int, data, acme string, roles ...string) *lab.Process
 log: {level: debug}
 bus: {url: '%[1]s'}
 https: {listen: '%[2]s', url: 'https://one.test:%[3]d', acme: {agree: true, secrets: '%[4]s', %[5]s}}
-turn: {listen: ['127.0.0.%[6]d:%[7]d'], listen_tcp: ['%[2]s'], urls: ['turns:one.test:%[3]d?transport=tcp'], relay: {bind: 127.0.0.%[6]d}}
+turn: {listen: ['127.0.0.%[6]d:%[7]d'], listen_tcp: ['%[2]s'], urls: ['turns:one.test:%[3]d?transport=tcp'], relay: [{bind: 127.0.0.%[6]d}]}
 `, f.bus, f.addr(node), f.port, f.file, acme, node, FreePort(f.t))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		f.t.Fatal(err)
