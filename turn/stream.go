@@ -38,11 +38,12 @@ const (
 	// malformedMax is how many messages in a row may be malformed, before the two sides are held to
 	// have lost each other (RFC 8656 §5).
 	malformedMax = 8
-	// writeTimeout is how long one write, of at most queueAll bytes, may take.
-	writeTimeout = 10 * time.Second
 	// defaultIdle is Config.Idle.
 	defaultIdle = 30 * time.Second
 )
+
+// writeTimeout is how long one write, of at most queueAll bytes, may take. A test shortens it.
+var writeTimeout = 10 * time.Second
 
 // streamEnd is why a connection was closed: a closed set, fit for a metric's label.
 type streamEnd uint8
@@ -293,7 +294,7 @@ func (s *Server) readStream(c *stream, w *worker) (rest []byte, err error) {
 		}
 		holds := s.fromClient(w, now, c.tuple, m)
 		if c.peer != nil {
-			return f.buf[f.from:f.to], c.conn.SetReadDeadline(time.Time{})
+			return f.buf[f.from:f.to], nil
 		}
 		if holds {
 			held, f.longest = now, stun.MaxStreamSize

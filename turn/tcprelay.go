@@ -93,7 +93,8 @@ func (s *Server) dial(a core.Action) {
 
 // splice passes bytes between a client's connection and a peer's until both ways have ended. rest is what
 // the client has sent already.
-func (s *Server) splice(client io.ReadWriteCloser, rest []byte, peer *net.TCPConn, id core.Conn) {
+func (s *Server) splice(client net.Conn, rest []byte, peer *net.TCPConn, id core.Conn) {
+	_ = client.SetDeadline(time.Time{}) // those were for messages; a connection that is gone fails below
 	var back sync.WaitGroup
 	back.Go(func() { s.pump(client, peer, nil, id, false) })
 	s.pump(peer, client, rest, id, true)

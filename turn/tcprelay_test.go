@@ -3,6 +3,7 @@ package turn
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"wicgate/internal/token"
+	"wicgate/internal/wire/stun"
 )
 
 // tcpEcho is a peer that sends back what it gets, until its end.
@@ -143,6 +145,156 @@ func TestTCPRelay(t *testing.T) {
 
 func isTimeout(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// spliced returns a client's connection that is joined to a peer's, and the peer's end. network is that of
+// the client's: tcp or tls.
+func spliced(t *testing.T, network string) (client, peer net.Conn) {
+	t.Helper()
+	listening, trust := streamed(t)
+	b := start(t, listening, func(c *Config) { c.TCPRelay = true })
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	var trusted *tls.Config
+	if network == "tls" {
+		trusted = trust
+	}
+	c := dialBare(t, b, trusted)
+	kid, tok, mac := b.issue("p1", time.Hour)
+	user := token.AppendUsername(nil, kid, tok)
+	c.key = stun.MD5.Key(user, []byte(name), token.Credential(mac).Expose())
+	c.user = string(user)
+	c.ask(stun.Allocate, func(m []byte) []byte { return m }) // the challenge
+	c.ask(stun.Allocate, func(m []byte) []byte { return stun.AppendByte(m, stun.AttrRequestedTransport, stun.ProtocolTCP) })
+	m := c.ask(stun.Connect, func(m []byte) []byte {
+		return stun.AppendXORAddress(m, stun.AttrXORPeerAddress, ln.Addr().(*net.TCPAddr).AddrPort())
+	})
+	v, _ := m.Get(stun.AttrConnectionID)
+	id, err := stun.ParseUint32(v)
+	if err != nil {
+		t.Fatalf("Connect: %v", m.Type())
+	}
+	if peer, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = peer.Close() })
+	data := dialBare(t, b, trusted)
+	data.key, data.user, data.nonce = c.key, c.user, c.nonce
+	data.ask(stun.ConnectionBind, func(m []byte) []byte { return stun.AppendUint32(m, stun.AttrConnectionID, id) })
+	return data.Conn, peer
+}
+
+// bare is a client by hand, on TCP or TLS.
+type bare struct {
+	net.Conn
+	t     *testing.T
+	user  string
+	key   []byte
+	nonce []byte
+	seq   byte
+}
+
+func dialBare(t *testing.T, b *bench, trust *tls.Config) *bare {
+	t.Helper()
+	c, err := net.Dial("tcp", b.s.TCPAddrs()[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if trust != nil {
+		c = tls.Client(c, trust)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return &bare{Conn: c, t: t}
+}
+
+// ask sends a request, signed once there is a nonce, and returns the answer, which is a success or a challenge.
+func (c *bare) ask(method stun.Method, body func(m []byte) []byte) stun.Message {
+	c.t.Helper()
+	c.seq++
+	b := body(stun.AppendHeader(nil, stun.NewType(method, stun.Request), stun.TransactionID{c.seq}))
+	if c.nonce != nil {
+		b = stun.AppendText(b, stun.AttrUsername, c.user)
+		b = stun.AppendText(b, stun.AttrRealm, name)
+		b = stun.AppendAttr(b, stun.AttrNonce, c.nonce)
+		b = stun.NewHasher().AppendIntegrity(b, c.key)
+	}
+	if _, err := c.Write(b); err != nil {
+		c.t.Fatal(err)
+	}
+	head := make([]byte, stun.StreamHeaderSize)
+	if _, err := io.ReadFull(c, head); err != nil {
+		c.t.Fatal(err)
+	}
+	size, err := stun.StreamSize(head, false)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	all := append(head, make([]byte, size-len(head))...)
+	if _, err := io.ReadFull(c, all[len(head):]); err != nil {
+		c.t.Fatal(err)
+	}
+	m, err := stun.Parse(all)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if n, ok := m.Get(stun.AttrNonce); ok {
+		c.nonce = bytes.Clone(n)
+	} else if m.Class() != stun.Success {
+		v, _ := m.Get(stun.AttrErrorCode)
+		c.t.Fatalf("%v: %x", method, v)
+	}
+	return m
+}
+
+// TestSpliceHalfClosed: a peer that has said all may still be told something, and the other way round.
+func TestSpliceHalfClosed(t *testing.T) {
+	for _, network := range []string{"tcp", "tls"} {
+		t.Run(network, func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t) })
+			client, peer := spliced(t, network)
+			if err := peer.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			_ = client.SetDeadline(time.Now().Add(5 * time.Second))
+			if n, err := client.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+				t.Fatalf("the peer's end of sending: %d bytes, %v", n, err)
+			}
+			if _, err := client.Write([]byte("late")); err != nil {
+				t.Fatal(err)
+			}
+			_ = peer.SetReadDeadline(time.Now().Add(5 * time.Second))
+			got := make([]byte, 4)
+			if _, err := io.ReadFull(peer, got); err != nil || string(got) != "late" {
+				t.Errorf("after its end of sending the peer read %q, %v", got, err)
+			}
+			if err := client.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := peer.Read(got); n != 0 || !errors.Is(err, io.EOF) {
+				t.Errorf("the client's end of sending: %d bytes, %v", n, err)
+			}
+		})
+	}
+}
+
+// TestSpliceOutlivesWriteTimeout: the time that an answer may take to be written bounds no relayed byte.
+func TestSpliceOutlivesWriteTimeout(t *testing.T) {
+	was := writeTimeout
+	writeTimeout = 200 * time.Millisecond
+	t.Cleanup(func() { writeTimeout = was; goleak.VerifyNone(t) })
+	client, peer := spliced(t, "tcp")
+	time.Sleep(2 * writeTimeout) // of the kernel's sockets: no virtual time
+	if _, err := peer.Write([]byte("late")); err != nil {
+		t.Fatal(err)
+	}
+	_ = client.SetReadDeadline(time.Now().Add(5 * time.Second))
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(client, got); err != nil || string(got) != "late" {
+		t.Errorf("read %q, %v", got, err)
+	}
 }
 
 // TestTCPRelayUnpermitted: a peer without a permission is closed, and our own listeners are no peers.

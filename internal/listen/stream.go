@@ -99,6 +99,17 @@ func (c *Conn) Abort() {
 	_ = raw.Close()
 }
 
+// CloseWrite ends what is sent, and leaves what is received: close_notify over TLS (RFC 8446 §6.1), FIN without.
+func (c *Conn) CloseWrite() error {
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		return t.CloseWrite()
+	}
+	if t, ok := c.raw.(*net.TCPConn); ok {
+		return t.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // SetWriteBuffer sets the size of the kernel's buffer for sending, in bytes.
 func (c *Conn) SetWriteBuffer(n int) {
 	if t, ok := c.raw.(*net.TCPConn); ok {
