@@ -132,10 +132,10 @@ func (w *worker) act(out *core.Outbox) {
 			s.relays.Go(func() { s.dial(do) })
 		case core.Splice:
 			if c := s.streams.get(a.Tuple); c != nil {
-				c.peer, c.peerID = a.Relay.(*net.TCPConn), a.Conn // its own goroutine is here, and goes on with it
+				c.peer, c.peerID = a.Relay.(*peerConn), a.Conn // its own goroutine is here, and goes on with it
 			}
 		case core.CloseConn:
-			_ = a.Relay.(*net.TCPConn).Close() // nobody reads it any more
+			_ = a.Relay.(*peerConn).Close() // what is on its way is lost
 		}
 	}
 }

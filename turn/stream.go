@@ -3,7 +3,6 @@ package turn
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -106,7 +105,7 @@ type stream struct {
 	ended bool // end is set
 
 	// The peer's connection that this one has been joined to, by its own goroutine; nil = none.
-	peer   *net.TCPConn
+	peer   *peerConn
 	peerID core.Conn
 }
 

@@ -62,7 +62,7 @@ func (r *tcpRelay) serve(s *Server) {
 		}
 		now, from := time.Now(), unmap(c.RemoteAddr().(*net.TCPAddr).AddrPort())
 		s.mu.Lock()
-		s.core.Accepted(now, r.id, from, c, &w.out)
+		s.core.Accepted(now, r.id, from, s.peerConn(c), &w.out)
 		s.mu.Unlock()
 		if w.out.Cause != core.CauseNone {
 			s.refusals.note(s.log, now, &w.out, from, false)
@@ -79,7 +79,7 @@ func (s *Server) dial(a core.Action) {
 	c, err := d.DialContext(s.serving, "tcp", a.Peer.String())
 	var relay any
 	if err == nil {
-		relay = c.(*net.TCPConn)
+		relay = s.peerConn(c.(*net.TCPConn))
 	} else {
 		s.log.Debug("turn: connect to a peer", "relay", r.ln.Addr(), "peer", a.Peer, "error", err)
 	}
@@ -91,14 +91,35 @@ func (s *Server) dial(a core.Action) {
 	s.wakeTimer()
 }
 
+// peerConn is a connection to or from a peer. lives ends when it is closed.
+type peerConn struct {
+	*net.TCPConn
+	lives context.Context
+	end   context.CancelFunc
+}
+
+func (s *Server) peerConn(c *net.TCPConn) *peerConn {
+	p := &peerConn{TCPConn: c}
+	p.lives, p.end = context.WithCancel(s.serving)
+	return p
+}
+
+func (p *peerConn) Close() error {
+	p.end()
+	return p.TCPConn.Close()
+}
+
 // splice passes bytes between a client's connection and a peer's until both ways have ended. rest is what
 // the client has sent already.
-func (s *Server) splice(client net.Conn, rest []byte, peer *net.TCPConn, id core.Conn) {
+func (s *Server) splice(client net.Conn, rest []byte, peer *peerConn, id core.Conn) {
 	_ = client.SetDeadline(time.Time{}) // those were for messages; a connection that is gone fails below
+	// A client that does not read would hold what is written to it, and outlive its allocation.
+	stop := context.AfterFunc(peer.lives, func() { _ = client.Close() })
 	var back sync.WaitGroup
 	back.Go(func() { s.pump(client, peer, nil, id, false) })
 	s.pump(peer, client, rest, id, true)
 	back.Wait()
+	stop()
 	_ = peer.Close() // it is over in both directions, or broken
 	w := newWorker(s)
 	s.mu.Lock()

@@ -149,10 +149,10 @@ func isTimeout(err error) bool {
 
 // spliced returns a client's connection that is joined to a peer's, and the peer's end. network is that of
 // the client's: tcp or tls.
-func spliced(t *testing.T, network string) (client, peer net.Conn) {
+func spliced(t *testing.T, network string) (b *bench, client, peer net.Conn) {
 	t.Helper()
 	listening, trust := streamed(t)
-	b := start(t, listening, func(c *Config) { c.TCPRelay = true })
+	b = start(t, listening, func(c *Config) { c.TCPRelay = true })
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -184,7 +184,7 @@ func spliced(t *testing.T, network string) (client, peer net.Conn) {
 	data := dialBare(t, b, trusted)
 	data.key, data.user, data.nonce = c.key, c.user, c.nonce
 	data.ask(stun.ConnectionBind, func(m []byte) []byte { return stun.AppendUint32(m, stun.AttrConnectionID, id) })
-	return data.Conn, peer
+	return b, data.Conn, peer
 }
 
 // bare is a client by hand, on TCP or TLS.
@@ -254,7 +254,7 @@ func TestSpliceHalfClosed(t *testing.T) {
 	for _, network := range []string{"tcp", "tls"} {
 		t.Run(network, func(t *testing.T) {
 			t.Cleanup(func() { goleak.VerifyNone(t) })
-			client, peer := spliced(t, network)
+			_, client, peer := spliced(t, network)
 			if err := peer.(*net.TCPConn).CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
@@ -285,7 +285,7 @@ func TestSpliceOutlivesWriteTimeout(t *testing.T) {
 	was := writeTimeout
 	writeTimeout = 200 * time.Millisecond
 	t.Cleanup(func() { writeTimeout = was; goleak.VerifyNone(t) })
-	client, peer := spliced(t, "tcp")
+	_, client, peer := spliced(t, "tcp")
 	time.Sleep(2 * writeTimeout) // of the kernel's sockets: no virtual time
 	if _, err := peer.Write([]byte("late")); err != nil {
 		t.Fatal(err)
@@ -294,6 +294,24 @@ func TestSpliceOutlivesWriteTimeout(t *testing.T) {
 	got := make([]byte, 4)
 	if _, err := io.ReadFull(client, got); err != nil || string(got) != "late" {
 		t.Errorf("read %q, %v", got, err)
+	}
+}
+
+// TestSpliceOfRevoked: the end of an allocation ends a connection to a client that reads nothing.
+func TestSpliceOfRevoked(t *testing.T) {
+	for _, network := range []string{"tcp", "tls"} {
+		t.Run(network, func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t) })
+			b, _, peer := spliced(t, network)
+			_ = peer.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+			if _, err := peer.Write(make([]byte, 64<<20)); !isTimeout(err) {
+				t.Fatalf("the way to a client that does not read never fills: %v", err)
+			}
+			if n := b.s.Revoke("p1"); n != 1 {
+				t.Fatalf("%d revoked", n)
+			}
+			b.eventually("its connections end", func(st Stats) bool { return st.Connections == 1 }) // the control connection stays
+		})
 	}
 }
 

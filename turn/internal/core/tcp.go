@@ -220,11 +220,15 @@ func (c *Core) connectionBind(r *request, n *conn, out *Outbox) {
 }
 
 // Passed tells that n bytes are about to pass on a connection, to its peer or from it. ok is false if the
-// connection has ended; wait is how long the bytes have to wait by the rates, after which it is to be
+// connection has ended, or its peer has been closed by [Core.Reconfigure]; wait is how long the bytes have to wait by the rates, after which it is to be
 // called again, 0 = not at all.
 func (c *Core) Passed(now time.Time, id Conn, toPeer bool, n int) (wait time.Duration, ok bool) {
 	k := c.conns[id]
 	if k == nil {
+		return 0, false
+	}
+	if c.allowConn(k.a.cur.tenant, k.peer) != nil {
+		c.stats.Refused[CausePeer]++
 		return 0, false
 	}
 	if !k.a.within(now, n) {

@@ -193,3 +193,29 @@ func TestConnBounds(t *testing.T) {
 		t.Errorf("a second later: %v, %v", wait, ok)
 	}
 }
+
+// TestConnReconfigured: a peer that is closed while bytes pass is told none more, nor heard.
+func TestConnReconfigured(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.TCPRelay = true })
+	first := w.core.cfg.Tenant
+	c := w.issue(inUsername, "p1", w.now, time.Hour)
+	w.want(w.ask(aliceTCP, c, stun.Allocate, transport(6)), 0)
+	w.ask(aliceTCP, c, stun.Connect, peer(gateway))
+	id := w.find(Dial).Conn
+	w.core.Connected(w.now, id, "peer", &w.out)
+	w.act(aliceTCP)
+	if _, ok := w.core.Passed(w.now, id, true, 1); !ok {
+		t.Fatal("nothing passes")
+	}
+	next := first
+	next.Peers = first.Peers.WithClosed(netip.PrefixFrom(gateway.Addr(), 32))
+	w.core.Reconfigure([]Tenant{next}, false)
+	for _, toPeer := range []bool{true, false} {
+		if _, ok := w.core.Passed(w.now, id, toPeer, 1); ok {
+			t.Errorf("bytes pass, to the peer: %v", toPeer)
+		}
+	}
+	if n := w.core.Stats().Refused[CausePeer]; n != 2 {
+		t.Errorf("%d refused, want 2", n)
+	}
+}
