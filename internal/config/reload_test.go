@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -23,6 +24,9 @@ func TestReload(t *testing.T) {
 		{"restart", "", "turn:\n  listen: ['127.0.0.1:1']\n  blind: closed\n",
 			[]Change{{"turn.listen", "[127.0.0.1:3478]", "[127.0.0.1:1]", 2, false}, {"turn.blind", "open", "closed", 3, true}},
 			func(f *File) any { return f.TURN.Listen[0].Port() }, uint16(3478)},
+		{"peers", "", "turn:\n  open: ['192.0.2.1 1-2']\n  closed: [192.0.2.0/24]\n  profile: general\n",
+			[]Change{{"turn.profile", "ims", "general", 4, true}, {"turn.open", "[]", "[192.0.2.1/32 1-2]", 2, true}, {"turn.closed", "[]", "[192.0.2.0/24]", 3, true}},
+			func(f *File) any { return f.TURN.Closed[0].Prefix }, netip.MustParsePrefix("192.0.2.0/24")},
 		{"to the default", "turn: {profile: general}\n", "", []Change{{"turn.profile", "general", "ims", 0, true}}, func(f *File) any { return f.TURN.Profile }, "ims"},
 		{"a password", "bus: {url: 'nats://a:x@127.0.0.1'}\n", "bus: {url: 'nats://a:y@127.0.0.1'}\n",
 			[]Change{{"bus.url", "nats://xxxxx@127.0.0.1", "nats://xxxxx@127.0.0.1 (another user or password)", 1, false}},
@@ -57,7 +61,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// Each name in live is a key.
+// Each name in live is a key, and each key of a tenant takes effect at once but for its name, how clients
+// choose it, and where its keys are.
 func TestLiveKeys(t *testing.T) {
 	var keys []string
 	typ := reflect.TypeFor[TURN]()
@@ -67,6 +72,13 @@ func TestLiveKeys(t *testing.T) {
 	for _, l := range live {
 		if !slices.Contains(keys, l) {
 			t.Errorf("turn.%s is no key", l)
+		}
+	}
+	restart := []string{"name", "listen", "server_names", "keys", "kid_mode", "key_pull"}
+	typ = reflect.TypeFor[Tenant]()
+	for i := range typ.NumField() {
+		if key := typ.Field(i).Tag.Get("yaml"); slices.Contains(live, key) == slices.Contains(restart, key) {
+			t.Errorf("of a tenant %s is neither live nor known as what needs a restart, or both", key)
 		}
 	}
 }
