@@ -573,7 +573,7 @@ func TestRelayAddresses(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	second := netip.MustParseAddr("127.0.0.2") // Linux has all of 127.0.0.0/8
 	if c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: second.AsSlice()}); err != nil {
-		t.Skip(err)
+		t.Skipf("needs a second address of the loopback: %v", err)
 	} else {
 		closed(t, c)
 	}

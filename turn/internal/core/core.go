@@ -3,7 +3,7 @@
 //
 //	client packet ──► FromClient ─┐                 ┌─► ToClient: send to a client
 //	peer packet ────► FromPeer ───┤                 ├─► ToPeer:   send from a relay socket
-//	the time ───────► Timeout ────┼──► Core ──► Outbox ─► Open:   open a relay socket, then Opened or OpenFailed
+//	the time ───────► Timeout ────┼──► Core ──► Outbox ─► Open:   open a relay socket, then Opened
 //	a relay opened ─► Opened ─────┤                 └─► Close:    close it; an allocation has ended
 //	revocation ─────► Revoke ─────┤
 //	a lost client ──► Disconnected┘
