@@ -3,6 +3,7 @@ package core
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/base32"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -283,7 +284,11 @@ func TestAttackPredictable(t *testing.T) {
 		}
 		nonces = append(nonces, macs[4:])
 		r := w.want(w.askNonce(from, c, nonce, stun.Allocate, transport(17), attr(stun.AttrMobilityTicket, nil)), 0)
-		tickets = append(tickets, bytes.Clone(r.get(stun.AttrMobilityTicket)))
+		ticket, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(string(r.get(stun.AttrMobilityTicket)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tickets = append(tickets, ticket)
 		w.want(w.askNonce(from, c, nonce, stun.CreatePermission, peer(gateway)), 0)
 		m, ok := w.fromPeer(from, gateway, "x")
 		if !ok {

@@ -15,8 +15,9 @@ import (
 //	first data on the new path ──► data goes there alone
 
 const (
-	// TicketSize is the length of a MOBILITY-TICKET, in bytes: a random handle.
-	TicketSize = 16
+	// TicketSize is the length of a MOBILITY-TICKET, in bytes: a random handle in letters and digits, of 130
+	// bits. RFC 8016 leaves its form open; a client that keeps it as a C string loses one with a zero byte.
+	TicketSize = 26
 	// OldTicketLife is how long a ticket that has been replaced is known, for retransmissions (§3.2.2: at
 	// least 30 s).
 	OldTicketLife = 40 * time.Second
@@ -41,7 +42,7 @@ type mobility struct {
 
 // newTicket gives a its next ticket.
 func (c *Core) newTicket(a *allocation) {
-	rand.Read(a.mobile.ticket[:]) // never fails
+	copy(a.mobile.ticket[:], rand.Text())
 	c.tickets[a.mobile.ticket] = a
 }
 

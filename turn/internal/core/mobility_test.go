@@ -110,6 +110,20 @@ func ticketOf(w *world) ticket {
 }
 
 // TestMobilityOff: not by default, and a ticket is not for an Allocate to show.
+// TestTicketIsText: clients hold a ticket as a string of at most 32 bytes (turnutils_uclient), where a zero
+// byte would end it.
+func TestTicketIsText(t *testing.T) {
+	w, c, ticket := roamer(t)
+	for i := range 300 {
+		if len(ticket) > 32 || bytes.ContainsFunc(ticket, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			t.Fatalf("ticket %d: %q", i, ticket)
+		}
+		w.sleep(time.Second) // within the budget of 401
+		from := []Tuple{bob, carol}[i%2]
+		ticket = bytes.Clone(w.want(w.ask(from, c, stun.Refresh, withTicket(ticket)), 0).get(stun.AttrMobilityTicket))
+	}
+}
+
 func TestMobilityOff(t *testing.T) {
 	w := newWorld(t)
 	c := w.issue(inUsername, "p1", w.now, time.Hour)
