@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -26,6 +27,10 @@ const (
 // §3). Nothing follows the handshake. Every listener here takes it; where no such proof is due,
 // GetCertificate has none.
 const ACMEProtocol = "acme-tls/1"
+
+// frontLimits bound the connections of a [Front]. For one source they are wide: a load balancer that
+// hides its clients is one source. A WebSocket is not counted, once it is one: its handler counts it.
+var frontLimits = Limits{MaxOpen: 8192, MaxOpenSource: 1024, MaxOpening: 1024, MaxOpeningSource: 256, HandshakeBurst: 1024, HandshakeEvery: time.Second / 64}
 
 // Front is the HTTPS origin that roles share.
 type Front struct {
@@ -49,7 +54,7 @@ func NewFront(key string, addr netip.AddrPort, cert func(*tls.ClientHelloInfo) (
 
 func server(t *tls.Config, h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler: h, TLSConfig: t,
+		Handler: h, TLSConfig: t, ConnState: newDoor(frontLimits, log).state,
 		ReadHeaderTimeout: headerTime, ReadTimeout: requestTime, WriteTimeout: requestTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: headerSize,
 		ErrorLog:       slog.NewLogLogger(handshakes{log.Handler()}, slog.LevelWarn),
@@ -82,6 +87,68 @@ func (f *Front) Serve(ctx context.Context) error {
 		err = served
 	}
 	return err
+}
+
+// door keeps the connections of a server within limits.
+type door struct {
+	gate *gate
+	log  *slog.Logger
+
+	mu sync.Mutex // guards the following
+	in map[net.Conn]*visitor
+}
+
+func newDoor(l Limits, log *slog.Logger) *door {
+	return &door{gate: newGate(l, refusedGone), log: log, in: map[net.Conn]*visitor{}}
+}
+
+// state is the server's ConnState. A connection that may not come in is closed, and the server, which sees
+// that as its client's doing, forgets it.
+func (d *door) state(c net.Conn, to http.ConnState) {
+	switch to {
+	case http.StateNew:
+		a, ok := c.RemoteAddr().(*net.TCPAddr)
+		if !ok {
+			return // no network's: a Unix socket
+		}
+		// Closing what lies below TLS waits for nobody; a tls.Conn would try to say goodbye.
+		raw := c
+		if t, ok := c.(*tls.Conn); ok {
+			raw = t.NetConn()
+		}
+		v := &visitor{close: func() { _ = raw.Close() }}
+		from := unmap(a.AddrPort()).Addr()
+		why := d.gate.enter(v, from)
+		if why == "" && !d.gate.mayHandshake(v.source) {
+			why = refusedRate
+			d.gate.opened(v, why)
+			d.gate.leave(v)
+		}
+		if why != "" {
+			d.log.Debug("listen: connection refused", "client", a, "cause", why)
+			v.close()
+			return
+		}
+		d.mu.Lock()
+		d.in[c] = v
+		d.mu.Unlock()
+	case http.StateActive:
+		d.mu.Lock()
+		v := d.in[c]
+		d.mu.Unlock()
+		if v != nil {
+			d.gate.opened(v, "")
+		}
+	case http.StateClosed, http.StateHijacked:
+		d.mu.Lock()
+		v := d.in[c]
+		delete(d.in, c)
+		d.mu.Unlock()
+		if v != nil {
+			d.gate.opened(v, "")
+			d.gate.leave(v)
+		}
+	}
 }
 
 // handshakes lowers the level of what a stranger can cause by connecting: one log line at debug

@@ -81,9 +81,9 @@ type gate struct {
 
 // visitor is a connection or association that a gate has let in.
 type visitor struct {
-	close  func()     // ends it, at once; its goroutine sees the error
-	source netip.Addr // what the limits for one source count it by; the zero Addr = they do not
-	place  *list.Element
+	close  func()        // ends it, at once; its goroutine sees the error
+	source netip.Addr    // what the limits for one source count it by; the zero Addr = they do not
+	place  *list.Element // among those that open; nil = not any more
 }
 
 // source counts the visitors of one source. It is there as long as there are any.
@@ -171,16 +171,20 @@ func (g *gate) mayHandshake(source netip.Addr) bool {
 }
 
 // opened ends the state of opening, and counts why the visitor is refused, if it is. evicted says
-// that it had been ended for a newer one, which was counted then.
+// that it had been ended for a newer one, which was counted then. A second call does nothing.
 func (g *gate) opened(v *visitor, why string) (evicted bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if v.place == nil {
+		return false
+	}
 	if src := g.sources[v.source]; src != nil {
 		src.opening--
 	}
 	before := g.opening.Len()
 	g.opening.Remove(v.place) // nothing, if it is not there any more
 	evicted = g.opening.Len() == before
+	v.place = nil
 	if why != "" && !evicted {
 		g.refused[why]++
 	}

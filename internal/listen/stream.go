@@ -49,7 +49,7 @@ type StreamConfig struct {
 // the client that the header names; the proxy itself is bound by the limits for all.
 //
 // Where HTTPS shares the port, what ALPN tells to be HTTP leaves for [Handover] after the handshake;
-// from there it is the front's, and no limit here counts it any more.
+// from there it is the front's, and within its limits.
 type Streams struct {
 	cfg       StreamConfig
 	tls       *tls.Config
