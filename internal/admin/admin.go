@@ -36,8 +36,9 @@ import (
 const SocketName = "admin.sock"
 
 const (
-	readTime    = 5 * time.Second  // a request, its body included
-	answerTime  = 15 * time.Second // a revocation waits for the store
+	readTime    = 5 * time.Second // a request, its body included
+	answerTime  = 15 * time.Second
+	revokeTime  = 12 * time.Second // a revocation waits for the store, and what it has reached is told in time
 	idleTime    = time.Minute
 	headerSize  = 4 << 10
 	maxBody     = 4 << 10 // of a request

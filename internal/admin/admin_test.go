@@ -9,12 +9,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -223,6 +225,24 @@ func TestRevoke(t *testing.T) {
 }
 
 // TestNothingBehindTheDoor: what does not run here is told in words.
+// TestSlowRevocation: one that takes longer than an answer may is told of, not cut off.
+func TestSlowRevocation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		a := newAPI(Config{Log: slog.New(slog.DiscardHandler), Health: &Health{}, Revoker: func() Revoker {
+			return revoker(func(ctx context.Context, _, _ string) (Revoked, error) {
+				<-ctx.Done()
+				return Revoked{LogIns: 3}, ctx.Err()
+			})
+		}})
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, httptest.NewRequest("POST", "/v1/revoke", strings.NewReader(`{"user":"alice"}`)))
+		if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "run it again") || time.Since(begin) >= answerTime {
+			t.Errorf("after %v: %d %s", time.Since(begin), w.Code, w.Body)
+		}
+	})
+}
+
 func TestNothingBehindTheDoor(t *testing.T) {
 	c := start(t, Config{TURN: func() TURN { return nil }, Revoker: func() Revoker { return nil }})
 	for _, q := range []struct{ method, path, want string }{

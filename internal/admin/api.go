@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -194,7 +195,9 @@ func (a *api) revoke(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "nothing that runs in this process can revoke", "name the data folder of the process that runs waf, epcscf or turn, with --data")
 		return
 	}
-	done, err := rev.Revoke(r.Context(), kind, name)
+	ctx, cancel := context.WithTimeout(r.Context(), revokeTime)
+	defer cancel()
+	done, err := rev.Revoke(ctx, kind, name)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		refuse(w, http.StatusNotFound, err.Error(), "\"wicgate turn sessions\" shows the pseudonyms that hold TURN sessions here")
