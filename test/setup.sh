@@ -24,6 +24,7 @@ want npm npm
 want gcc gcc
 want git git
 want turnutils_uclient coturn
+want stun stun-client
 want kamailio kamailio
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" kamailio-ims-modules
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules

@@ -25,7 +25,7 @@ func (s *Server) natDiscovery() (*core.NATDiscovery, error) {
 			if at(a.Addr(), b.Port()) < 0 || at(b.Addr(), a.Port()) < 0 {
 				continue
 			}
-			n := &core.NATDiscovery{Reflect: s.cfg.NATReflect}
+			n := &core.NATDiscovery{Reflect: s.cfg.NATReflect, Classic: s.cfg.NATClassic}
 			for i, ip := range []netip.Addr{a.Addr(), b.Addr()} {
 				for p, port := range []uint16{a.Port(), b.Port()} {
 					n.Addrs[i][p], n.Listeners[i][p] = netip.AddrPortFrom(ip, port), uint16(at(ip, port))

@@ -113,7 +113,8 @@ type Config struct {
 
 	// NATDiscovery answers RFC 5780's questions on four of Listen: two addresses with the same two ports.
 	// NATReflect takes RESPONSE-PORT and PADDING too, which others can misuse.
-	NATDiscovery, NATReflect bool
+	// NATClassic answers clients of RFC 3489 too.
+	NATDiscovery, NATReflect, NATClassic bool
 	// Mobility lets clients take their allocations along to another address (RFC 8016).
 	Mobility bool
 	// TCPRelay lets clients on TCP and TLS have relays on TCP (RFC 6062).

@@ -55,7 +55,7 @@ func (h *house) turn(*http.ServeMux) error {
 		Relays: relays(c.Relay),
 		Tenant: tenants[0], Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
-		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect",
+		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect", NATClassic: c.NATDiscovery == "rfc3489",
 		TCPRelay: c.TCPRelay, Mobility: c.Mobility, ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
 	})
 	if err != nil {

@@ -503,7 +503,7 @@ func (f *File) check() error {
 		when(f.EPCSCF.TURNCredentialMAC != "sha1" && f.EPCSCF.TURNCredentialMAC != "sha256", "epcscf.turn_credential_mac: want sha1 or sha256, not %q", f.EPCSCF.TURNCredentialMAC),
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
 		f.TURN.OAuth.check(), f.checkSTUNKey(),
-		when(!slices.Contains([]string{"off", "on", "reflect"}, f.TURN.NATDiscovery), "turn.nat_discovery: want off, on or reflect, not %q", f.TURN.NATDiscovery),
+		when(!slices.Contains([]string{"off", "on", "reflect", "rfc3489"}, f.TURN.NATDiscovery), "turn.nat_discovery: want off, on, reflect or rfc3489, not %q", f.TURN.NATDiscovery),
 		f.TURN.checkRelay(), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
 		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),

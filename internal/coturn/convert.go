@@ -67,7 +67,7 @@ type converter struct {
 	relays []relay
 	ports  [2]int
 
-	natDiscovery bool
+	natDiscovery, classic bool
 
 	open, closed []netip.Prefix
 	shut         bool // too much is closed to say it: nothing public is open
@@ -287,6 +287,13 @@ func (c *converter) discovery(ips []netip.Addr, port int) {
 			}
 		}
 		c.took(s, "turn.nat_discovery: on, with the ports %d and %d of both addresses", port, alt)
+	}
+	if s, ok := c.o.last("rfc3489-compatibility"); ok && s.on() {
+		if c.classic = c.natDiscovery; c.classic {
+			c.took(s, "turn.nat_discovery: rfc3489")
+		} else {
+			c.note(Decide, s.line, s.name, "clients of RFC 3489 are answered where NAT discovery is, with two addresses of one family in turn.listen, each with the same two ports; then set turn.nat_discovery: rfc3489")
+		}
 	}
 	if altLine > 0 && c.natDiscovery {
 		c.note(Took, altLine, "alt-listening-port", "turn.listen")

@@ -105,7 +105,7 @@ var options = map[string]option{
 	"log-binding":           {toggle, moot, "log.level: debug names the cause of every refused packet; answered Binding requests are counted"},
 	"no-software-attribute": {toggle, moot, "no SOFTWARE attribute is sent"}, "prod": {toggle, moot, "no SOFTWARE attribute is sent"}, "software-attribute": {toggle, missing, "no SOFTWARE attribute is sent: it tells versions to strangers (RFC 8489 §16.1.2)"},
 	"include-reason-string":          {toggle, missing, "errors carry their number and no phrase, to answer little to strangers"},
-	"no-stun-backward-compatibility": {toggle, moot, whyOld}, "stun-backward-compatibility": {toggle, missing, whyOld}, "rfc3489-compatibility": {toggle, missing, whyOld}, "response-origin-only-with-rfc5780": {toggle, moot, "no RESPONSE-ORIGIN is sent"},
+	"no-stun-backward-compatibility": {toggle, moot, whyOld}, "stun-backward-compatibility": {toggle, missing, whyOld}, "rfc3489-compatibility": {toggle, taken, ""}, "response-origin-only-with-rfc5780": {toggle, moot, "no RESPONSE-ORIGIN is sent"},
 	"drop-invalid-packets": {toggle, moot, "what is not STUN is dropped always"}, "drop-invalid-packets-log": {toggle, moot, "log.level: debug names the cause of every refused packet"},
 	"respond-http-unsupported": {toggle, missing, "plain HTTP on a TURN port is closed without an answer"},
 

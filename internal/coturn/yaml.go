@@ -135,7 +135,10 @@ func (c *converter) yaml() string {
 	if c.channels() == "rfc5766" {
 		line("  # As turnserver lets clients choose; take it out once they keep to RFC 8656.\n  channel_numbers: rfc5766")
 	}
-	if c.natDiscovery {
+	switch {
+	case c.classic:
+		line("  # rfc5780, rfc3489-compatibility, alt-listening-port.\n  nat_discovery: rfc3489")
+	case c.natDiscovery:
 		line("  # rfc5780, alt-listening-port.\n  nat_discovery: on")
 	}
 	if c.o.is("mobility") {

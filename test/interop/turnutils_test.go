@@ -181,36 +181,59 @@ func TestUclientRefused(t *testing.T) {
 	}
 }
 
-// TestNATDiscovery: coturn's tool finds out what NAT is between it and us, by RFC 5780: none.
-func TestNATDiscovery(t *testing.T) {
-	var four []netip.AddrPort
-	var free uint16
-	for free == 0 { // two ports in a row that are free on two addresses
+// square is four addresses for NAT discovery: of 127.0.0.1 and 127.0.0.2 the same two ports, in a row, the
+// first of them even.
+func square(t *testing.T) (four []netip.AddrPort) {
+	for four == nil {
 		c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(lo, 0)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		free = c.LocalAddr().(*net.UDPAddr).AddrPort().Port() &^ 1
+		free := c.LocalAddr().(*net.UDPAddr).AddrPort().Port() &^ 1
 		_ = c.Close()
 		for _, ip := range []string{"127.0.0.1", "127.0.0.2"} {
 			for p := range uint16(2) {
 				a := netip.AddrPortFrom(netip.MustParseAddr(ip), free+p)
-				if c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(a)); err != nil {
-					free, four = 0, nil
-				} else {
+				if c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(a)); err == nil {
 					_ = c.Close()
 					four = append(four, a)
 				}
 			}
 		}
+		if len(four) < 4 {
+			four = nil
+		}
 	}
+	return four
+}
+
+// TestNATDiscovery: coturn's tool finds out what NAT is between it and us, by RFC 5780: none.
+func TestNATDiscovery(t *testing.T) {
+	four := square(t)
 	s := startTURN(t, func(c *turn.Config) { c.Listen, c.NATDiscovery = four, true })
-	out := turnutils(t, "natdiscovery", "-m", "-f", "-p", fmt.Sprint(free), lo.String())
+	out := turnutils(t, "natdiscovery", "-m", "-f", "-p", fmt.Sprint(four[0].Port()), lo.String())
 	t.Log(out)
 	for _, want := range []string{"Endpoint Independent Mapping!", "Endpoint Independent Filtering!"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q", want)
 		}
+	}
+	if n := s.Stats().Bindings; n < 4 {
+		t.Errorf("%d Binding requests answered", n)
+	}
+}
+
+// TestClassicClient: a client of RFC 3489, which has no magic cookie, finds out the same.
+func TestClassicClient(t *testing.T) {
+	four := square(t)
+	s := startTURN(t, func(c *turn.Config) { c.Listen, c.NATDiscovery, c.NATClassic = four, true, true })
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	// Its exit status is what it has found out, in bits.
+	out, err := exec.CommandContext(ctx, "stun", four[0].String()).CombinedOutput()
+	t.Logf("%s (%v)", out, err)
+	if !strings.Contains(string(out), "Primary: Open") {
+		t.Error("the way is open, and it has not found that")
 	}
 	if n := s.Stats().Bindings; n < 4 {
 		t.Errorf("%d Binding requests answered", n)

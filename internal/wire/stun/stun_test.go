@@ -387,6 +387,28 @@ func TestNothingAllocates(t *testing.T) {
 	}
 }
 
+// FuzzParseClassic: no bytes crash the reader, what it takes is a Binding request without an address to answer to,
+// and its transaction ID comes back as it was.
+func FuzzParseClassic(f *testing.F) {
+	f.Add(append([]byte{0, 1, 0, 0}, make([]byte, 16)...))
+	f.Add(append(append([]byte{0, 1, 0, 8}, make([]byte, 16)...), 0, 3, 0, 4, 0, 0, 0, 6))
+	f.Add(append(append([]byte{0, 1, 0, 12}, make([]byte, 16)...), 0, 2, 0, 8, 0, 1, 1, 1, 1, 1, 1, 1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		id, _, err := ParseClassic(b)
+		if err != nil {
+			return
+		}
+		if !bytes.HasPrefix(b, []byte{0, 1}) || !bytes.Equal(AppendClassicHeader(nil, id)[4:], b[4:20]) {
+			t.Fatalf("%x", b)
+		}
+		for rest := b[20:]; len(rest) > 0; rest = rest[4+int(rest[3])+int(rest[2])<<8:] {
+			if a := Attr(rest[0])<<8 | Attr(rest[1]); a < 0x8000 && a != AttrChangeRequest {
+				t.Fatalf("attribute %v of %x", a, b)
+			}
+		}
+	})
+}
+
 // FuzzParse: no bytes crash the reader, and a message written again from what was read is read
 // the same.
 func FuzzParse(f *testing.F) {

@@ -20,6 +20,7 @@ package core
 import (
 	"container/heap"
 	"crypto/rand"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -183,6 +184,9 @@ func (c *Core) FromClient(now time.Time, t Tuple, packet []byte, out *Outbox) {
 
 func (c *Core) message(now time.Time, t Tuple, packet []byte, out *Outbox) {
 	m, err := stun.Parse(packet)
+	if errors.Is(err, stun.ErrCookie) && c.classic(now, t, packet, out) {
+		return
+	}
 	if err != nil {
 		c.refuse(out, CauseMalformed, err)
 		return

@@ -2,6 +2,7 @@ package core
 
 import (
 	"net/netip"
+	"time"
 
 	"wicgate/internal/wire/stun"
 )
@@ -15,6 +16,8 @@ type NATDiscovery struct {
 	// Reflect takes RESPONSE-PORT and PADDING too: an answer to another port of the client's address, and
 	// one that is padded to paddingSize. Both make a server a better reflector.
 	Reflect bool
+	// Classic answers clients of RFC 3489 too, which send no magic cookie.
+	Classic bool
 }
 
 // paddingSize is the value of PADDING, in bytes: with it an answer is longer than the MTU of an Ethernet,
@@ -48,13 +51,7 @@ func (c *Core) discover(r *request, out *Outbox, ip, port int, m []byte) (answer
 			c.fail(r, out, 400, CauseBadRequest, nil)
 			return nil, from, false
 		}
-		if flags&stun.ChangeIP != 0 {
-			ip ^= 1
-		}
-		if flags&stun.ChangePort != 0 {
-			port ^= 1
-		}
-		from.Listener = n.Listeners[ip][port]
+		ip, port, from.Listener = n.change(ip, port, flags)
 	}
 	m = stun.AppendAddress(m, stun.AttrResponseOrigin, n.Addrs[ip][port])
 	if r.responsePort != nil {
@@ -70,6 +67,44 @@ func (c *Core) discover(r *request, out *Outbox, ip, port int, m []byte) (answer
 		m = stun.AppendAttr(m, stun.AttrPadding, zeros[:])
 	}
 	return m, from, true
+}
+
+// classic answers a Binding request of RFC 3489 on one of the four listeners. ok is false where there is no
+// such client to answer.
+func (c *Core) classic(now time.Time, t Tuple, packet []byte, out *Outbox) (ok bool) {
+	n := c.cfg.NATDiscovery
+	ip, port, ok := n.place(t.Listener)
+	if !ok || !n.Classic || t.Transport != stun.ProtocolUDP {
+		return false
+	}
+	id, flags, err := stun.ParseClassic(packet)
+	if err != nil {
+		return false
+	}
+	if !c.budget.Take(now, t.Client.Addr()) {
+		c.refuse(out, CauseBudget, nil)
+		return true
+	}
+	m := stun.AppendAddress(stun.AppendClassicHeader(out.scratch[:0], id), stun.AttrMappedAddress, t.Client)
+	changed := n.Addrs[ip^1][port^1]
+	ip, port, t.Listener = n.change(ip, port, flags)
+	m = stun.AppendAddress(m, stun.AttrSourceAddress, n.Addrs[ip][port])
+	m = stun.AppendAddress(m, stun.AttrChangedAddress, changed)
+	c.stats.Bindings++
+	out.Method = stun.Binding
+	c.finish(out, t, m, nil, false, false)
+	return true
+}
+
+// change is where an answer comes from by the flags of CHANGE-REQUEST.
+func (n *NATDiscovery) change(ip, port int, flags uint32) (toIP, toPort int, listener uint16) {
+	if flags&stun.ChangeIP != 0 {
+		ip ^= 1
+	}
+	if flags&stun.ChangePort != 0 {
+		port ^= 1
+	}
+	return ip, port, n.Listeners[ip][port]
 }
 
 // unread adds the attributes of RFC 5780 to the unknown ones where they are not taken: on a listener that

@@ -1,20 +1,100 @@
 package core
 
 import (
+	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"wicgate/internal/wire/stun"
 )
 
-// TestNATDiscovery: RFC 5780 §6.1, by each flag of CHANGE-REQUEST on each of the four listeners.
-func TestNATDiscovery(t *testing.T) {
+// square is what NAT discovery is done with in these tests: listeners 0 to 3.
+func square() *NATDiscovery {
 	n := &NATDiscovery{Listeners: [2][2]uint16{{0, 1}, {2, 3}}}
 	for i, ip := range []string{"192.0.2.1", "192.0.2.2"} {
 		for p, port := range []uint16{3478, 3479} {
 			n.Addrs[i][p] = netip.AddrPortFrom(netip.MustParseAddr(ip), port)
 		}
 	}
+	return n
+}
+
+// TestClassic: RFC 3489 §8.1, as bytes, and nothing for what could be turned against others.
+func TestClassic(t *testing.T) {
+	n := square()
+	n.Classic = true
+	w := newWorld(t, func(c *Config) { c.NATDiscovery = n })
+	id := "000102030405060708090a0b0c0d0e0f"
+	ask := func(at Tuple, packet string) string {
+		b, err := hex.DecodeString(packet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.core.FromClient(w.now, at, b, &w.out)
+		a := w.find(ToClient)
+		if a == nil {
+			return ""
+		}
+		if a.Tuple.Client != at.Client {
+			t.Errorf("answered to %v", a.Tuple.Client)
+		}
+		return fmt.Sprintf("%d %x", a.Tuple.Listener, a.Data)
+	}
+	who := alice
+	who.Client = netip.MustParseAddrPort("198.51.100.7:40000")
+	answer := func(from, source string) string {
+		return from + " 01010024" + id + "00010008" + "00019c40c6336407" + "00040008" + source + "00050008" + "00010d97c0000202"
+	}
+	for packet, want := range map[string]string{
+		"00010000" + id:                                           answer("0", "00010d96c0000201"),
+		"00010008" + id + "0003000400000000":                      answer("0", "00010d96c0000201"),
+		"00010008" + id + "0003000400000002":                      answer("1", "00010d97c0000201"),
+		"00010008" + id + "0003000400000004":                      answer("2", "00010d96c0000202"),
+		"00010010" + id + "800000040000000100030004" + "00000006": answer("3", "00010d97c0000202"),
+		// RESPONSE-ADDRESS and USERNAME; a short CHANGE-REQUEST, one past the end, other lengths; a response; a shared secret
+		"0001000c" + id + "0002000800010d96c0000209": "",
+		"00010008" + id + "0006000461626364":         "",
+		"00010004" + id + "00030000":                 "",
+		"00010008" + id + "0003000800000000":         "",
+		"00010006" + id + "000300020000":             "",
+		"00010004" + id:                              "",
+		"00010000" + id[2:]:                          "",
+		"01010000" + id:                              "",
+		"00020000" + id:                              "",
+	} {
+		if got := ask(who, packet); got != want {
+			t.Errorf("%s:\n%s, want\n%s", packet, got, want)
+		}
+	}
+	fifth, tcp := who, who
+	fifth.Listener, tcp.Transport = 9, stun.ProtocolTCP
+	for _, at := range []Tuple{fifth, tcp} {
+		if got := ask(at, "00010000"+id); got != "" {
+			t.Errorf("at %v: %s", at, got)
+		}
+	}
+	// Budgeted as all answers to strangers are, and off unless it is asked for.
+	answered := 0
+	for range 2 * defaultBurst {
+		if ask(who, "00010000"+id) != "" {
+			answered++
+		}
+	}
+	if answered > defaultBurst {
+		t.Errorf("%d answers at once", answered)
+	}
+	n.Classic = false
+	w.sleep(time.Hour)
+	if got := ask(who, "00010000"+id); got != "" {
+		t.Errorf("off: %s", got)
+	}
+}
+
+// TestNATDiscovery: RFC 5780 §6.1, by each flag of CHANGE-REQUEST on each of the four listeners.
+func TestNATDiscovery(t *testing.T) {
+	n := square()
 	w := newWorld(t, func(c *Config) { c.NATDiscovery = n })
 	addr := func(r response, a stun.Attr) netip.AddrPort {
 		t.Helper()
