@@ -170,7 +170,8 @@ func (a *allocation) sweep(now time.Time) {
 
 // hardEnd is the instant that no Refresh takes the allocation beyond (DESIGN, What happens when a
 // credential ends). The rule is about allocations, so it is the same for both shapes of a token;
-// RFC 7635 §4.1.1's cap at the token's own life is what Strict does.
+// RFC 7635 §4.1.1's cap at the token's own life is what Strict does. News that say less than was granted
+// before them take nothing back: the client counts on it, and the next news may say more.
 func (c *Core) hardEnd(cred *credential, extended time.Time) time.Time {
 	end := cred.ends
 	if end.IsZero() {
