@@ -127,11 +127,6 @@ func (p Policy) Allow(peer netip.AddrPort) error {
 	if peer.Port() == 0 {
 		return ErrInvalid
 	}
-	for _, l := range p.listeners {
-		if l.Port() == peer.Port() && l.Addr() == peer.Addr().Unmap() {
-			return ErrListener
-		}
-	}
 	return p.decide(peer.Addr(), peer.Port())
 }
 
@@ -143,6 +138,11 @@ func (p Policy) AllowAddr(addr netip.Addr) error { return p.decide(addr, 0) }
 func (p Policy) decide(addr netip.Addr, port uint16) error {
 	if !addr.IsValid() || addr.Zone() != "" || addr.IsUnspecified() {
 		return ErrInvalid
+	}
+	for _, l := range p.listeners {
+		if port != 0 && l.Port() == port && l.Addr() == addr.Unmap() {
+			return ErrListener
+		}
 	}
 	// IPv4-mapped addresses are never on a wire (RFC 4038 §4.2), so nobody honest asks for one, and
 	// a socket would send to the IPv4 address inside (CVE-2026-27624).

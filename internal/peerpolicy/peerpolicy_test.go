@@ -157,6 +157,14 @@ func TestTranslatorsOpenedByName(t *testing.T) {
 			t.Errorf("AllowAddr(%s): %v, want %v", c.addr, err, c.want)
 		}
 	}
+	// Nor this server's own listeners.
+	p = p.WithListeners(netip.MustParseAddrPort("8.8.8.8:3478"))
+	if err := p.Allow(netip.MustParseAddrPort("[64:ff9b::808:808]:3478")); !errors.Is(err, ErrListener) {
+		t.Errorf("own listener behind NAT64: %v", err)
+	}
+	if err := p.Allow(netip.MustParseAddrPort("[64:ff9b::808:808]:3479")); err != nil {
+		t.Errorf("beside the listener behind NAT64: %v", err)
+	}
 }
 
 // TestClosedWins: a closed prefix is refused whatever is open, in every form of its addresses.
