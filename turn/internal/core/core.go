@@ -454,7 +454,7 @@ func (c *Core) end(a *allocation, now time.Time, why EndCause, out *Outbox) {
 	}
 	c.forgetMobile(a)
 	delete(c.ids, a.id)
-	a.cur.tenant.remove(a)
+	a.cur.tenant.remove(a, now)
 	heap.Remove(&c.queue, a.place)
 	if a.state == open {
 		e := &Ended{

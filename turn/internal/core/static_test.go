@@ -3,6 +3,7 @@ package core
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -393,6 +394,49 @@ func TestRates(t *testing.T) {
 			t.Errorf("%s: drops are not counted", name)
 		}
 	}
+}
+
+// TestRateOfNewcomers: who ends the last allocation of a pseudonym and allocates anew has no full bucket
+// again.
+func TestRateOfNewcomers(t *testing.T) {
+	const second = 8000 // bits: ten packets of 100 bytes
+	w := newWorld(t, func(c *Config) { c.RatePseudonym, c.ReplyBurst = second, 1000 })
+	c := w.issue(inUsername, "p1", w.now, time.Hour)
+	packet := data(strings.Repeat("x", 100))
+	passed := 0
+	cycle := func() {
+		w.call(alice, c)
+		for range 20 {
+			if _, _, ok := w.toPeer(alice, w.build(stun.Send, stun.Indication, peer(gateway), packet)); ok {
+				passed++
+			}
+		}
+		w.want(w.ask(alice, c, stun.Refresh, lifetime(0)), 0)
+	}
+	for range 10 {
+		cycle()
+	}
+	if passed != 10 {
+		t.Errorf("%d packets in one second of ten cycles, want 10", passed)
+	}
+	w.sleep(500 * time.Millisecond)
+	if cycle(); passed != 15 {
+		t.Errorf("%d packets after half a second, want 15", passed)
+	}
+	w.sleep(time.Minute)
+	if cycle(); passed != 25 {
+		t.Errorf("%d packets after a minute, want 25", passed)
+	}
+	// Of each who went nothing is kept for long.
+	for i := range 100 {
+		w.call(alice, w.issue(inUsername, fmt.Sprint("q", i), w.now, time.Hour))
+		w.core.EndAll(w.now, &w.out)
+		w.sleep(time.Second)
+	}
+	if p := w.core.tenants[0].parted.meters; len(p[0])+len(p[1]) > 15 {
+		t.Errorf("%d buckets are kept", len(p[0])+len(p[1]))
+	}
+	w.invariants()
 }
 
 // TestChannelNumbers5766: those of the older RFC are taken where that is switched on.

@@ -68,6 +68,7 @@ type Pushed struct {
 type tenant struct {
 	Tenant
 	owners      map[string]*owner
+	parted      parted
 	allocations int
 	meter       meter
 }
@@ -76,6 +77,51 @@ type tenant struct {
 type owner struct {
 	allocations []*allocation
 	meter       meter
+}
+
+// parted are the meters of pseudonyms whose last allocation has ended: who ends it and allocates anew finds
+// his own, and no full bucket each time. Kept for partedLife, and up to twice that.
+type parted struct {
+	meters [2]map[string]meter // of this time and of the time before
+	turned time.Time
+}
+
+// partedLife is longer than a bucket takes to fill: a second, and what one long packet has overdrawn.
+const partedLife = 5 * time.Second
+
+func (p *parted) turn(now time.Time) {
+	switch d := now.Sub(p.turned); {
+	case d >= 2*partedLife:
+		p.meters = [2]map[string]meter{}
+	case d >= partedLife:
+		p.meters = [2]map[string]meter{nil, p.meters[0]}
+	default:
+		return
+	}
+	p.turned = now
+}
+
+func (p *parted) put(now time.Time, pseudonym string, m meter) {
+	if m.rate == 0 {
+		return
+	}
+	p.turn(now)
+	if p.meters[0] == nil {
+		p.meters[0] = map[string]meter{}
+	}
+	p.meters[0][pseudonym] = m
+}
+
+// take returns the meter of pseudonym with the given rate: the one that was put, or a new one.
+func (p *parted) take(now time.Time, pseudonym string, bits int64) meter {
+	p.turn(now)
+	for _, meters := range p.meters {
+		if m, ok := meters[pseudonym]; ok {
+			m.set(bits)
+			return m
+		}
+	}
+	return newMeter(bits)
 }
 
 func newTenant(t Tenant) *tenant {
@@ -123,7 +169,7 @@ func (c *Core) challenger(t Tuple) *tenant {
 func (t *tenant) add(a *allocation) {
 	o := t.owners[a.owner]
 	if o == nil {
-		o = &owner{meter: newMeter(t.RatePseudonym)}
+		o = &owner{meter: t.parted.take(a.born, a.owner, t.RatePseudonym)}
 		t.owners[a.owner] = o
 	}
 	o.allocations = append(o.allocations, a)
@@ -131,7 +177,7 @@ func (t *tenant) add(a *allocation) {
 	a.books, a.meter = o, newMeter(t.Rate)
 }
 
-func (t *tenant) remove(a *allocation) {
+func (t *tenant) remove(a *allocation, now time.Time) {
 	rest := a.books.allocations
 	for i, o := range rest {
 		if o == a {
@@ -144,6 +190,7 @@ func (t *tenant) remove(a *allocation) {
 	}
 	if len(a.books.allocations) == 0 {
 		delete(t.owners, a.owner)
+		t.parted.put(now, a.owner, a.books.meter)
 	}
 }
 
