@@ -320,6 +320,9 @@ func (c *Core) verify(r *request, cred *credential) (Cause, error) {
 	if r.realm != nil && subtle.ConstantTimeCompare(r.realm, []byte(c.challenger(r.tuple).Name)) != 1 {
 		good = false // the MAC covers REALM; this is the only one that we have challenged with
 	}
+	if r.tuple.Tenant != 0 && cred.tenant != c.challenger(r.tuple) {
+		good = false // an allocation's own credential, brought to a listener that is another tenant's
+	}
 	if cred.kind != KindToken && cred.alg != r.alg {
 		good = false // the key is of the other algorithm
 	}

@@ -346,6 +346,50 @@ func TestTenants(t *testing.T) {
 	w.invariants()
 }
 
+// TestTenantOfListener: what is one tenant's cannot be used on another's listener, also where the allocation's
+// own key is asked: not in a move, not by ConnectionBind.
+func TestTenantOfListener(t *testing.T) {
+	blue := keyring.New("blue.example")
+	w := newWorld(t, func(c *Config) {
+		c.Mobility, c.TCPRelay = true, true
+		t := c.Tenant
+		t.Name, t.Keys = "blue.example", blue
+		c.Others = []Tenant{t}
+	})
+	at := func(tu Tuple, tenant uint16) Tuple { tu.Tenant = tenant; return tu }
+	for _, s := range []shape{inUsername, inToken} {
+		c := w.issueFor("blue.example", "blue.example", blue, s, blue.KID("b1"), w.now, time.Hour)
+		ticket := bytes.Clone(w.want(w.ask(at(alice, 2), c, stun.Allocate, transport(17), withTicket(nil)), 0).get(stun.AttrMobilityTicket))
+		w.want(w.ask(at(aliceTCP, 2), c, stun.Allocate, transport(6)), 0)
+		if r := w.ask(at(aliceTCP, 2), c, stun.Connect, peer(gateway)); r.ok {
+			t.Fatalf("Connect: %v", r)
+		}
+		id := w.find(Dial).Conn
+		w.core.Connected(w.now, id, "peer", &w.out)
+
+		// Its own key, and the REALM that it is challenged with there, or none.
+		stray := c
+		stray.token = nil
+		for _, stray.realm = range []string{realm, "blue.example", ""} {
+			if stray.realm == "" && s == inUsername {
+				continue // 400
+			}
+			if r := w.ask(at(bob, 1), stray, stun.Refresh, withTicket(ticket)); r.code != 401 {
+				t.Errorf("%v, REALM %q: a move to another's listener: %v", s, stray.realm, r)
+			}
+			if r := w.ask(at(dataTCP, 1), stray, stun.ConnectionBind, connection(id)); r.code != 401 {
+				t.Errorf("%v, REALM %q: ConnectionBind on another's listener: %v", s, stray.realm, r)
+			}
+		}
+		// On a listener of all it may.
+		stray.realm = realm
+		ticket = bytes.Clone(w.want(w.ask(bob, stray, stun.Refresh, withTicket(ticket)), 0).get(stun.AttrMobilityTicket))
+		w.want(w.ask(dataTCP, stray, stun.ConnectionBind, connection(id)), 0)
+		w.want(w.ask(at(bob, 2), c, stun.Refresh, withTicket(ticket)), 0)
+		w.core.EndAll(w.now, &w.out)
+	}
+}
+
 // TestRates: what is beyond the rate of an allocation, a pseudonym or a tenant is dropped and counted.
 func TestRates(t *testing.T) {
 	const second = 8000 // bits: ten packets of 100 bytes
