@@ -65,7 +65,7 @@ func (c *Core) authenticate(r *request, a *allocation, out *Outbox) bool {
 		return false
 	}
 	features, ok := c.checkNonce(r.nonce, r.now, r.tuple)
-	if !ok && r.method == stun.ConnectionBind && a != nil {
+	if !ok && r.method == stun.ConnectionBind && r.tuple.Transport == stun.ProtocolTCP && a != nil {
 		// RFC 6062 clients bring the nonce of the control connection along. That both receive what is
 		// sent to them their handshakes have shown.
 		features, ok = c.checkNonce(r.nonce, r.now, a.tuple)

@@ -69,6 +69,10 @@ func TestTCPRelay(t *testing.T) {
 	if r := w.ask(udp, c, stun.ConnectionBind, connection(id)); r.code != 400 {
 		t.Errorf("ConnectionBind over UDP: %v", r)
 	}
+	// Over UDP the source is forged, perhaps: the nonce must be its own, and the answer is budgeted.
+	if r := w.askNonce(udp, c, w.nonce(aliceTCP), stun.ConnectionBind, connection(id)); r.code != 438 {
+		t.Errorf("ConnectionBind over UDP with the control connection's nonce: %v", r)
+	}
 	// Clients bring the nonce of the control connection along.
 	if r := w.askNonce(dataTCP, c, w.nonce(alice), stun.ConnectionBind, connection(id)); r.code != 438 {
 		t.Errorf("a nonce of another client: %v", r)
