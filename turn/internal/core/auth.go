@@ -91,8 +91,12 @@ func (c *Core) authenticate(r *request, a *allocation, out *Outbox) bool {
 	cause, detail := c.credentials(r, a, withToken)
 	if cause != CauseNone {
 		r.cred, r.key = nil, nil
-		if cause == CausePending {
+		switch cause {
+		case CausePending:
 			c.refuse(out, cause, nil)
+			return false
+		case CauseStaleNonce:
+			c.fail(r, out, 438, cause, nil)
 			return false
 		}
 		c.fail(r, out, 401, cause, detail)
@@ -115,7 +119,7 @@ func (c *Core) spend(r *request, out *Outbox) bool {
 // are what its nonce announces: its integrity covers NONCE and PASSWORD-ALGORITHMS, so that nobody on
 // the way can take the offer of the better algorithm away unseen.
 func (r *request) readAlgorithm(features stun.Features) bool {
-	r.alg = stun.MD5
+	r.alg, r.features = stun.MD5, features
 	if features&stun.PasswordAlgorithms == 0 || r.algorithm == nil && r.algorithms == nil {
 		return true // browsers know none of this
 	}
@@ -229,6 +233,9 @@ func (c *Core) listed(r *request) (Cause, error) {
 	}
 	if t.Users == nil {
 		return CauseUsername, nil
+	}
+	if t.features()&^r.features != 0 {
+		return CauseStaleNonce, nil // made by another tenant, or before there were users: it hides the offer
 	}
 	key, ok := t.Users.Key(username, r.alg)
 	if !ok {

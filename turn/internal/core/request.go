@@ -27,6 +27,8 @@ type request struct {
 
 	tenant *tenant        // whom it is for: the challenger, then the credential's
 	alg    stun.Algorithm // of the client's key
+	// features are what its nonce announces.
+	features stun.Features
 
 	// After authentication:
 	cred *credential

@@ -217,6 +217,32 @@ func TestReconfigure(t *testing.T) {
 	w.invariants()
 }
 
+// TestNonceWithoutOffer: a nonce that does not announce what a tenant offers is stale for its users: with one of
+// another tenant's, or of the time before there were any, who sits on the way would take the offer away.
+func TestNonceWithoutOffer(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		c.Others = []Tenant{{Name: "green.example", Keys: keyring.New("green.example"), Users: &book{passwords: map[string]string{"anna": "x"}}, Peers: c.Peers, Quota: 5, QuotaTenant: 10}}
+	})
+	green := alice
+	green.Tenant = 2
+	anna := static(stun.MD5, "anna", "x")
+	anna.realm = "green.example"
+	old := w.nonce(alice)
+	w.want(w.askNonce(green, anna, old, stun.Allocate, transport(17)), 438)
+	w.want(w.ask(green, anna, stun.Allocate, transport(17)), 0)
+	// The other way round nothing is taken away.
+	w.want(w.askNonce(bob, w.issue(inUsername, "p1", w.now, time.Hour), w.nonce(Tuple{Client: bob.Client, Transport: 17, Tenant: 2}), stun.Allocate, transport(17)), 0)
+
+	next := w.core.cfg.Tenant
+	next.Users = w.core.tenants[1].Users
+	other := w.core.tenants[1].Tenant
+	old = w.nonce(dave)
+	w.core.Reconfigure([]Tenant{next, other}, false)
+	w.want(w.askNonce(dave, static(stun.MD5, "anna", "x"), old, stun.Allocate, transport(17)), 438)
+	// Nobody can guess what is behind a token, and 438 is a browser's end.
+	w.want(w.askNonce(dave, w.issue(inUsername, "p1", w.now, time.Hour), old, stun.Allocate, transport(17)), 0)
+}
+
 // TestUserhash: a name that stays hidden (RFC 8489 §9.2.4, §14.4).
 func TestUserhash(t *testing.T) {
 	users := &book{passwords: map[string]string{"anna": "TheMatrIX"}}
