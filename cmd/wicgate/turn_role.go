@@ -112,7 +112,7 @@ func tenant(f *config.File, c config.Tenant) (t turn.Tenant, err error) {
 		peers = peers.WithClosed(closed.Prefix)
 	}
 	t = turn.Tenant{
-		Name: c.Name, Peers: peers,
+		Name: c.Name, Peers: peers.WithNAT64(prefixes(f.TURN.NAT64)...),
 		Policy:   map[string]turn.CredentialPolicy{"session": turn.Session, "call-grace": turn.CallGrace, "strict": turn.Strict}[c.Credentials],
 		GraceMax: time.Duration(c.GraceMax), Quota: c.Quota, QuotaTenant: c.QuotaTotal,
 		Rate: c.Rates.Allocation, RatePseudonym: c.Rates.Pseudonym, RateTenant: c.Rates.Total,

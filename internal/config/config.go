@@ -19,6 +19,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
 
+	"wicgate/internal/peerpolicy"
 	rfc7635 "wicgate/internal/token"
 )
 
@@ -89,6 +90,7 @@ type TURN struct {
 	Profile        string     `yaml:"profile"`
 	Open           []Range    `yaml:"open"`
 	Closed         []Prefix   `yaml:"closed"`
+	NAT64          []Prefix   `yaml:"nat64"`
 	Credentials    string     `yaml:"credentials"`
 	GraceMax       Duration   `yaml:"grace_max"`
 	Quota          int        `yaml:"quota"`
@@ -221,7 +223,7 @@ func Default() *File {
 		Bus: Bus{Replicas: 1},
 		TURN: TURN{Name: "turn.ims.test", TrustedProxies: []Prefix{}, Listen: []AddrPort{on(3478)}, ListenTCP: []AddrPort{on(3478)},
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
-			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Closed: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
+			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Closed: []Prefix{}, NAT64: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
 			OAuth:          OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)},
 			ChannelNumbers: "rfc8656", NATDiscovery: "off", Tenants: []Tenant{}},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute), STUNKey: STUNKey{Servers: []string{}}},
@@ -504,7 +506,7 @@ func (f *File) check() error {
 		when(f.TURN.Blind != "open" && f.TURN.Blind != "closed", "turn.blind: want open or closed, not %q", f.TURN.Blind),
 		f.TURN.OAuth.check(), f.checkSTUNKey(),
 		when(!slices.Contains([]string{"off", "on", "reflect", "rfc3489"}, f.TURN.NATDiscovery), "turn.nat_discovery: want off, on, reflect or rfc3489, not %q", f.TURN.NATDiscovery),
-		f.TURN.checkRelay(), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
+		f.TURN.checkRelay(), f.TURN.checkNAT64(), f.IMSAGW.Access.check("imsagw.access"), f.IMSAGW.Core.check("imsagw.core"),
 		life("waf.sip_token_life", f.WAF.SIPTokenLife), life("waf.turn_token_life", f.WAF.TURNTokenLife), life("waf.guest_life", f.WAF.GuestLife),
 		when(f.WAF.Guests < 0 || f.WAF.Guests > 1000, "waf.guests: want 0 to 1000, not %d", f.WAF.Guests),
 		when(f.WWSF.TURNCredential != "token" && f.WWSF.TURNCredential != "edge", "wwsf.turn_credential: want token or edge, not %q", f.WWSF.TURNCredential),
@@ -602,6 +604,14 @@ func (t TURN) checkRelay() error {
 	errs := []error{when(len(t.Relay) == 0 || len(t.Relay) > 64, "turn.relay: want 1 to 64 addresses, not %d", len(t.Relay))}
 	for i, r := range t.Relay {
 		errs = append(errs, r.check(fmt.Sprintf("turn.relay[%d]", i)))
+	}
+	return errors.Join(errs...)
+}
+
+func (t TURN) checkNAT64() error {
+	var errs []error
+	for i, n := range t.NAT64 {
+		errs = append(errs, when(!peerpolicy.NAT64(n.Prefix), "turn.nat64[%d]: want a prefix of IPv6 of 32, 40, 48, 56, 64 or 96 bits (RFC 6052 §2.2), not %v", i, n.Prefix))
 	}
 	return errors.Join(errs...)
 }

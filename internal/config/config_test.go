@@ -101,6 +101,7 @@ func TestRefusals(t *testing.T) {
 		{"ports", "imsagw:\n  core: {ports: 5-4}\n", "2: imsagw.core.ports: want ports first-last"},
 		{"level", "log: {level: loud}\n", "1: log.level: want debug, info, warn or error"},
 		{"closed", "turn:\n  closed: [10.0.0.0/8, 10.0.0.0/99]\n", "2: turn.closed[1]: want a prefix such as"},
+		{"translator", "turn:\n  nat64: [64:ff9b:1::/48, 2001:db8::/97]\n", "2: turn.nat64[1]: want a prefix of IPv6 of 32, 40"},
 		{"range", "turn:\n  open: [10.0.0.0/8]\n", "2: turn.open[0]: want \"prefix first-last\""},
 		{"number for text", "turn:\n  quota: many\n", "2: cannot unmarshal string"},
 

@@ -7,7 +7,7 @@ import (
 
 // live are the settings of section turn, and of its tenants, that change while the server runs. Sockets,
 // names and what other roles are built from are not among them.
-var live = []string{"profile", "open", "closed", "credentials", "grace_max", "quota", "quota_total", "rates", "secrets", "users", "blind"}
+var live = []string{"profile", "open", "closed", "nat64", "credentials", "grace_max", "quota", "quota_total", "rates", "secrets", "users", "blind"}
 
 // Change is a key whose value in a new file is not what runs.
 type Change struct {

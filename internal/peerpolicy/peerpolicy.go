@@ -50,6 +50,7 @@ type Policy struct {
 	profile   Profile
 	open      []Range
 	closed    []netip.Prefix
+	nat64     []netip.Prefix
 	listeners []netip.AddrPort
 	relays    []netip.Addr
 }
@@ -99,6 +100,23 @@ func (p Policy) WithClosed(prefixes ...netip.Prefix) Policy {
 		}
 	}
 	return p
+}
+
+// WithNAT64 returns p with prefixes of translators added, beside 64:ff9b::/96, which each policy knows: an
+// address there stands for the IPv4 address inside (RFC 6052 §2.2). What is none of [NAT64] is left out.
+func (p Policy) WithNAT64(prefixes ...netip.Prefix) Policy {
+	p.nat64 = append([]netip.Prefix(nil), p.nat64...)
+	for _, n := range prefixes {
+		if NAT64(n) {
+			p.nat64 = append(p.nat64, n.Masked())
+		}
+	}
+	return p
+}
+
+// NAT64 reports whether n can be a translator's prefix: IPv6, of 32, 40, 48, 56, 64 or 96 bits.
+func NAT64(n netip.Prefix) bool {
+	return n.IsValid() && n.Addr().Is6() && !n.Addr().Is4In6() && (n.Bits() == 96 || n.Bits() >= 32 && n.Bits() <= 64 && n.Bits()%8 == 0)
 }
 
 // WithListeners returns p with own listening addresses added. They are refused whatever is open, for
@@ -154,7 +172,7 @@ func (p Policy) decide(addr netip.Addr, port uint16) error {
 			return ErrClosed
 		}
 	}
-	if inner, ok := embedded(addr); ok {
+	if inner, ok := p.embedded(addr); ok {
 		// A translator is reachable only where the range is opened as written and the address
 		// inside is allowed by itself. Teredo hides its client address; it is never allowed.
 		if !p.opens(addr, port) || !inner.IsValid() {
@@ -200,11 +218,25 @@ var (
 
 // embedded reports whether addr is an IPv6 form that carries an IPv4 address, and returns that
 // address, or the zero Addr where it cannot be told.
-func embedded(addr netip.Addr) (inner netip.Addr, ok bool) {
+func (p Policy) embedded(addr netip.Addr) (inner netip.Addr, ok bool) {
 	if addr.Is4() {
 		return netip.Addr{}, false
 	}
 	b := addr.As16()
+	for _, n := range p.nat64 {
+		if n.Contains(addr) {
+			var v4 [4]byte
+			at := n.Bits() / 8
+			for i := range v4 {
+				if at == 8 {
+					at++ // bits 64 to 71 are none of the address's
+				}
+				v4[i] = b[at]
+				at++
+			}
+			return netip.AddrFrom4(v4), true
+		}
+	}
 	switch {
 	case addr == loopback6:
 		return netip.Addr{}, false

@@ -167,6 +167,54 @@ func TestTranslatorsOpenedByName(t *testing.T) {
 	}
 }
 
+// TestNAT64Prefixes: an operator's own translator is one as 64:ff9b::/96 is, in each length of RFC 6052 §2.2,
+// whose examples these are.
+func TestNAT64Prefixes(t *testing.T) {
+	forms := map[string]string{ // of 192.0.2.33
+		"2001:db8::/32": "2001:db8:c000:221::", "2001:db8:100::/40": "2001:db8:1c0:2:21::", "2001:db8:122::/48": "2001:db8:122:c000:2:2100::",
+		"2001:db8:122:300::/56": "2001:db8:122:3c0:0:221::", "2001:db8:122:344::/64": "2001:db8:122:344:c0:2:2100::", "2001:db8:122:344::/96": "2001:db8:122:344::192.0.2.33",
+		"2606:4700:64::/96": "2606:4700:64::192.0.2.33", "64:ff9b:1::/48": "64:ff9b:1:c000:2:2100::",
+	}
+	for prefix, form := range forms {
+		n, addr := netip.MustParsePrefix(prefix), netip.MustParseAddr(form)
+		if !NAT64(n) {
+			t.Errorf("%s is said to be none", prefix)
+		}
+		if inner, ok := General().WithNAT64(n).embedded(addr); !ok || inner != netip.MustParseAddr("192.0.2.33") {
+			t.Errorf("%s carries %v, %v", form, inner, ok)
+		}
+		// Closed, unless it is opened; then what is inside decides.
+		if err := General().WithNAT64(n).AllowAddr(addr); !errors.Is(err, ErrTranslated) {
+			t.Errorf("%s: %v", form, err)
+		}
+		opened := General(r(prefix)).WithNAT64(n)
+		if err := opened.AllowAddr(addr); !errors.Is(err, ErrSpecial) {
+			t.Errorf("%s opened: %v", form, err)
+		}
+		if err := General(r(prefix), r("192.0.2.33/32")).WithNAT64(n).AllowAddr(addr); err != nil {
+			t.Errorf("%s opened with what is inside: %v", form, err)
+		}
+		if err := General(r(prefix), r("192.0.2.33/32")).WithNAT64(n).WithClosed(netip.MustParsePrefix("192.0.2.0/24")).AllowAddr(addr); !errors.Is(err, ErrClosed) {
+			t.Errorf("%s, closed inside: %v", form, err)
+		}
+	}
+	base := General(r("10.0.0.0/8"))
+	if err := base.WithNAT64(netip.MustParsePrefix("2606:4700:64::/96")).AllowAddr(netip.MustParseAddr("2606:4700:65::1")); err != nil {
+		t.Errorf("beside a translator: %v", err)
+	}
+	if base.AllowAddr(netip.MustParseAddr("2606:4700:64::a00:1")) != nil {
+		t.Error("WithNAT64 changed its receiver")
+	}
+	for _, none := range []string{"2001:db8::/33", "2001:db8::/128", "2001:db8::/31", "64:ff9b::/95", "192.0.2.0/32", "::ffff:0:0/96"} {
+		if NAT64(netip.MustParsePrefix(none)) {
+			t.Errorf("%s is said to be a translator's", none)
+		}
+	}
+	if NAT64(netip.Prefix{}) {
+		t.Error("no prefix is said to be a translator's")
+	}
+}
+
 // TestClosedWins: a closed prefix is refused whatever is open, in every form of its addresses.
 func TestClosedWins(t *testing.T) {
 	closed := []netip.Prefix{netip.MustParsePrefix("8.8.0.0/16"), netip.MustParsePrefix("10.1.2.3/8"), netip.MustParsePrefix("::ffff:9.9.9.9/128"), netip.MustParsePrefix("2606:4700::/32"), {}}
