@@ -20,6 +20,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,11 @@ const (
 	masterSize = 32
 	label      = "wicgate stun-key\x00"
 	lookEvery  = time.Second // least time between two looks at the file for an unknown master
+	// lookAgain is after how long a ring that is asked for nonce secrets looks at its file again.
+	lookAgain = time.Minute
+	// nonceSettle is how old a nonce secret is before nonces are made with it, where there is an older one: by
+	// then all nodes that share the file have looked, and take them.
+	nonceSettle = 5 * time.Minute
 )
 
 var (
@@ -56,7 +62,8 @@ type Ring struct {
 	path   string // empty: in memory
 	plain  bool   // the mode
 
-	keys atomic.Pointer[keys] // replaced whole, never changed
+	keys  atomic.Pointer[keys] // replaced whole, never changed
+	asked atomic.Int64         // when NonceSecrets last looked at the file, in ns since 1970
 
 	// mu is held by whoever reads the file or replaces keys. It guards the following.
 	mu       sync.Mutex
@@ -180,14 +187,24 @@ func (k *keys) find(id string) (master, bool) {
 	return master{}, false
 }
 
-// NonceSecrets returns the secrets of nonces, newest first: new nonces are made with the first, all
-// are to be accepted.
+// NonceSecrets returns the secrets of nonces: new nonces are made with the first, all are to be accepted.
+// Those of the last few minutes come behind the others, for another node may not have read them yet, and a
+// nonce that it refused would be final in browsers. With a file, it is looked at once a minute.
 func (r *Ring) NonceSecrets() []secret.Bytes {
 	now := time.Now()
+	if last := r.asked.Load(); r.path != "" && now.UnixNano()-last >= int64(lookAgain) && r.asked.CompareAndSwap(last, now.UnixNano()) {
+		r.look()
+	}
 	all := r.keys.Load().nonces
 	out := make([]secret.Bytes, 0, len(all))
+	settled := func(n nonceSecret) bool { return now.Sub(n.created) >= nonceSettle }
 	for _, n := range all {
-		if alive(n.retire, now) {
+		if settled(n) && alive(n.retire, now) {
+			out = append(out, n.key)
+		}
+	}
+	for _, n := range slices.Backward(all) {
+		if !settled(n) && alive(n.retire, now) {
 			out = append(out, n.key)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -124,11 +125,15 @@ func TestRotate(t *testing.T) {
 				if r.Current() == old {
 					t.Error("no new master")
 				}
-				if n := r.NonceSecrets(); len(n) != 2 || n[0].Equal(oldNonce) || !n[1].Equal(oldNonce) {
+				if n := r.NonceSecrets(); len(n) != 2 || !n[0].Equal(oldNonce) || n[1].Equal(oldNonce) {
 					t.Error("nonce secrets are wrong")
 				}
+				time.Sleep(nonceSettle)
+				if n := r.NonceSecrets(); len(n) != 2 || n[0].Equal(oldNonce) || !n[1].Equal(oldNonce) {
+					t.Error("nonce secrets are wrong once all nodes have them")
+				}
 				// The longest token that was sealed a moment before the rotation.
-				time.Sleep(MinOverlap - time.Nanosecond)
+				time.Sleep(MinOverlap - nonceSettle - time.Nanosecond)
 				if k, _, _, ok := r.Key(oldKID); !ok || !k.Equal(oldKey) {
 					t.Error("the old master ends before the tokens made with it")
 				}
@@ -248,6 +253,53 @@ func TestRotationIsSeenByOthers(t *testing.T) {
 		}
 		if _, _, _, ok := waf.Key(kid); !ok {
 			t.Error("a bad file makes the ring forget")
+		}
+	})
+}
+
+// TestNonceSecretsOfSiblings: a nonce is made with a secret that each node has, while one of them has seen a
+// rotation and another has not; and a node that is asked for no new master sees it too.
+func TestNonceSecretsOfSiblings(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "turn.json")
+	synctest.Test(t, func(t *testing.T) {
+		var nodes [2]*Ring
+		for i := range nodes {
+			var err error
+			if nodes[i], err = OpenFile(path, server); err != nil {
+				t.Fatal(err)
+			}
+		}
+		operator, err := OpenFile(path, server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		nodes[0].NonceSecrets()
+		nodes[1].NonceSecrets() // and has just looked
+		old := nodes[0].NonceSecrets()[0]
+		if err := operator.Rotate(time.Now(), MinOverlap); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(lookEvery)
+		if _, _, _, ok := nodes[0].Key(operator.KID("p")); !ok {
+			t.Fatal("the first does not see the rotation")
+		}
+		rotated := time.Now()
+		for time.Since(rotated) < 2*nonceSettle {
+			for i, n := range nodes {
+				with := n.NonceSecrets()[0]
+				for j, o := range nodes {
+					if !slices.ContainsFunc(o.NonceSecrets(), with.Equal) {
+						t.Fatalf("after %v: node %d makes nonces that node %d does not take", time.Since(rotated), i, j)
+					}
+				}
+			}
+			time.Sleep(time.Second)
+		}
+		for i, n := range nodes {
+			if n.NonceSecrets()[0].Equal(old) {
+				t.Errorf("node %d still makes nonces with the old secret", i)
+			}
 		}
 	})
 }

@@ -57,7 +57,7 @@ type Keys interface {
 	// Key returns the key and format of tokens under kid, and whose they are: "" where a kid names a
 	// key and nobody (RFC 7635 as it is printed), and stands for its owner itself.
 	Key(kid string) (key secret.Bytes, f token.Format, pseudonym string, ok bool)
-	// NonceSecrets returns the secrets of nonces, newest first.
+	// NonceSecrets returns the secrets of nonces: they are made with the first, and all are taken.
 	NonceSecrets() []secret.Bytes
 }
 
