@@ -32,6 +32,7 @@ type cli struct {
 	Check   checkCmd   `cmd:"" help:"Say whether a configuration would run well on this machine, and what it can carry. Starts nothing."`
 	Reload  reloadCmd  `cmd:"" help:"Let a running wicgate read its configuration again, or say what that would change."`
 	Turn    turnCmd    `cmd:"" help:"TURN sessions of a running wicgate: list, show, kill; revoke a log-in."`
+	Keys    keysCmd    `cmd:"" help:"Rotate the keys of a TURN server name."`
 	Probe   probeCmd   `cmd:"" help:"Go a browser's way without one, step by step, and say what to check where it fails."`
 	Import  importCmd  `cmd:"" help:"Take over the configuration of another TURN server."`
 	Stats   statsCmd   `cmd:"" help:"Print the counters of the roles that run with a data folder, as JSON."`
