@@ -141,6 +141,9 @@ func (c *Core) credentials(r *request, a *allocation, withToken bool) (Cause, er
 		if cause != CauseNone {
 			return cause, err
 		}
+		if cred.tenant.NoAccessToken { // not the challenger, who takes them
+			return CauseUnknownKey, nil
+		}
 		return c.verifyMAC16(r, cred)
 	}
 	if r.username == nil {

@@ -320,6 +320,16 @@ func TestNoAccessToken(t *testing.T) {
 		t.Errorf("ACCESS-TOKEN: %v", r)
 	}
 	w.want(w.ask(alice, w.issue(inUsername, "p1", w.now, time.Hour), stun.Allocate, transport(17)), 0)
+
+	// Another tenant's, by kid on a listener of all, where the first takes them.
+	blue := keyring.New("blue.example")
+	w = newWorld(t, func(c *Config) {
+		other := c.Tenant
+		other.Name, other.Keys, other.NoAccessToken = "blue.example", blue, true
+		c.Others = []Tenant{other}
+	})
+	w.want(w.ask(alice, w.issueFor("blue.example", realm, blue, inToken, blue.KID("p1"), w.now, time.Hour), stun.Allocate, transport(17)), 401)
+	w.want(w.ask(alice, w.issueFor("blue.example", realm, blue, inUsername, blue.KID("p1"), w.now, time.Hour), stun.Allocate, transport(17)), 0)
 }
 
 func TestUnknownAttributes(t *testing.T) {
