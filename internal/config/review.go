@@ -320,18 +320,47 @@ func (r *review) ports() {
 			}
 		}
 	}
-	if !r.has("waf") && !r.has("wwsf") && !r.has("epcscf") {
-		return
+	r.listeners()
+}
+
+// listeners looks for addresses that cannot be listened on together: of two sockets the second is refused,
+// also where one of them is on every address, which is of IPv4 and IPv6 both, however it is written.
+func (r *review) listeners() {
+	type listener struct {
+		key  string
+		addr AddrPort
 	}
-	if a := r.HTTPS.ACME.HTTP; a.IsValid() && a == r.HTTPS.Listen && a.Port() != 0 {
-		r.error("https.acme.http", "choose another port; http-01 is plain HTTP", "%v is https.listen already", a)
+	front := r.has("waf") || r.has("wwsf") || r.has("epcscf")
+	var udp, tcp []listener
+	add := func(to *[]listener, runs bool, key string, addr AddrPort) {
+		if runs && addr.IsValid() && addr.Port() != 0 {
+			*to = append(*to, listener{key, addr})
+		}
 	}
-	for _, tcp := range []struct {
-		role, key string
-		addr      AddrPort
-	}{{"epcscf", "epcscf.listen", r.EPCSCF.Listen}, {"democore", "democore.listen", r.DemoCore.Listen}, {"waf", "waf.stun_key.listen", r.WAF.STUNKey.Listen}, {"", "admin.listen", r.Admin.Listen}} {
-		if (tcp.role == "" || r.has(tcp.role)) && tcp.addr.IsValid() && tcp.addr == r.HTTPS.Listen && tcp.addr.Port() != 0 {
-			r.error(tcp.key, "choose another port", "%v is https.listen already", tcp.addr)
+	add(&tcp, front, "https.listen", r.HTTPS.Listen)
+	add(&tcp, front, "https.acme.http", r.HTTPS.ACME.HTTP)
+	for i, a := range r.TURN.Listen {
+		add(&udp, r.has("turn"), fmt.Sprintf("turn.listen[%d]", i), a)
+	}
+	for i, a := range r.TURN.ListenTCP {
+		add(&tcp, r.has("turn"), fmt.Sprintf("turn.listen_tcp[%d]", i), a)
+	}
+	add(&tcp, r.has("epcscf"), "epcscf.listen", r.EPCSCF.Listen)
+	add(&tcp, r.has("democore"), "democore.listen", r.DemoCore.Listen)
+	add(&tcp, r.has("waf"), "waf.stun_key.listen", r.WAF.STUNKey.Listen)
+	add(&tcp, true, "admin.listen", r.Admin.Listen)
+	for _, list := range [][]listener{udp, tcp} {
+		for i, a := range list {
+			for _, b := range list[:i] {
+				switch {
+				case a.addr.Port() != b.addr.Port():
+				case a.addr == b.addr && b.key == "https.listen" && strings.HasPrefix(a.key, "turn.listen_tcp"): // they share it
+				case a.addr == b.addr:
+					r.error(a.key, "choose another port, or leave one out", "%v is %s already", a.addr, b.key)
+				case a.addr.Addr().IsUnspecified() || b.addr.Addr().IsUnspecified():
+					r.error(a.key, "leave one out, or name each address in place of the wildcard", "%v cannot be listened on beside %s %v: a wildcard is every address, of IPv4 and IPv6", a.addr, b.key, b.addr)
+				}
+			}
 		}
 	}
 }

@@ -83,6 +83,9 @@ func TestReview(t *testing.T) {
 		{"both sides of the gateway", "imsagw:\n  core:\n    ports: 40900-42000\n", "error wicgate.yaml:3: imsagw.core.ports: 40900-42000 overlap with imsagw.access.ports"},
 		{"listener in the relay's ports", "turn: {listen: ['127.0.0.1:50000'], urls: ['turn:127.0.0.1:50000']}\n", "warning wicgate.yaml:1: turn.listen[0]: port 50000 lies in turn.relay[0].ports"},
 		{"two listeners", "https: {listen: '127.0.0.1:5060', url: 'https://localhost:5060'}\n", "error epcscf.listen: 127.0.0.1:5060 is https.listen already"},
+		{"the same listener twice", "turn: {listen: ['127.0.0.1:3478', '[::1]:3478', '127.0.0.1:3478']}\n", "error wicgate.yaml:1: turn.listen[2]: 127.0.0.1:3478 is turn.listen[0] already"},
+		{"two wildcards", "turn:\n  listen: ['0.0.0.0:3478', '[::]:3478']\n", "error wicgate.yaml:2: turn.listen[1]: [::]:3478 cannot be listened on beside turn.listen[0] 0.0.0.0:3478: a wildcard is every address, of IPv4 and IPv6"},
+		{"a wildcard beside the web", "turn:\n  listen_tcp: ['0.0.0.0:8443']\n", "error wicgate.yaml:2: turn.listen_tcp[0]: 0.0.0.0:8443 cannot be listened on beside https.listen 127.0.0.1:8443"},
 		{"observer", "admin:\n  listen: 127.0.0.1:8443\n", "error wicgate.yaml:2: admin.listen: 127.0.0.1:8443 is https.listen already"},
 
 		// Core.
@@ -125,6 +128,14 @@ func TestReview(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, c.want)
 			}
 		})
+	}
+}
+
+// TestListenersTogether: of one port TCP and UDP are two, TURN and the web share one, port 0 is any that is free.
+func TestListenersTogether(t *testing.T) {
+	f := loadText(t, "turn: {listen: ['127.0.0.1:8443', '127.0.0.1:0', '127.0.0.1:0'], listen_tcp: ['127.0.0.1:8443', '[::1]:8443'], urls: ['turn:127.0.0.1:8443']}\nadmin: {listen: '127.0.0.1:9090'}\n")
+	for _, found := range f.Review(allRoles) {
+		t.Error(found)
 	}
 }
 
