@@ -201,10 +201,18 @@ func (c *converter) listeners() {
 		c.note(Differs, 0, "turn.listen", "%s: the file names no listening-ip, for which turnserver takes every address of its machine; here they are named. Take out those that clients do not use", list(ips))
 	}
 	udp, tcp := !c.o.is("no-udp"), !c.o.is("no-tcp")
+	wild := false
+	// turnserver listens on a wildcard and beside it; here one socket takes all of a port.
 	add := func(to *[]netip.AddrPort, a netip.Addr, port int) {
-		if p := netip.AddrPortFrom(a, uint16(port)); !slices.Contains(*to, p) {
-			*to = append(*to, p)
+		p := netip.AddrPortFrom(a, uint16(port))
+		wild = wild || a.IsUnspecified()
+		if slices.ContainsFunc(*to, func(o netip.AddrPort) bool { return o == p || o.Port() == p.Port() && o.Addr().IsUnspecified() }) {
+			return
 		}
+		if a.IsUnspecified() {
+			*to = slices.DeleteFunc(*to, func(o netip.AddrPort) bool { return o.Port() == p.Port() })
+		}
+		*to = append(*to, p)
 	}
 	serve := func(a netip.Addr, port, tlsPort int) {
 		if udp {
@@ -231,6 +239,9 @@ func (c *converter) listeners() {
 		}
 		serve(a.Addr().Unmap(), int(a.Port()), int(a.Port()))
 		c.took(s, "one more address in turn.listen and turn.listen_tcp")
+	}
+	if wild {
+		c.note(Differs, 0, "turn.listen", "a wildcard, 0.0.0.0 or [::], is every address of IPv4 and IPv6, and stands alone on its port; answers may leave from another address than was asked, so name those that clients use")
 	}
 	c.discovery(ips, port)
 	if portLine > 0 {
@@ -357,7 +368,13 @@ func (c *converter) relaying() {
 	// A wildcard is no address to tell anybody.
 	for i, a := range slices.Clone(from) {
 		if a.IsUnspecified() {
-			from = slices.Concat(from[:i], c.place.Addresses, from[i+1:])
+			after := slices.Concat(c.place.Addresses, from[i+1:])
+			from = slices.Clone(from[:i])
+			for _, a := range after { // each is there once
+				if !slices.Contains(from, a) {
+					from = append(from, a)
+				}
+			}
 			named = false
 			break
 		}

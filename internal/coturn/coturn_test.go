@@ -291,6 +291,31 @@ func TestPeersAreNoMoreThanCoturns(t *testing.T) {
 	}
 }
 
+// TestWildcards: turnserver listens on wildcards of both families and on addresses beside them; here a
+// wildcard takes all, and what cannot be listened on beside it is left out.
+func TestWildcards(t *testing.T) {
+	for conf, want := range map[string]string{
+		"listening-ip=0.0.0.0\nlistening-ip=::\n":                                        "[0.0.0.0:3478]",
+		"listening-ip=::\nlistening-ip=192.0.2.10\n":                                     "[[::]:3478]",
+		"listening-ip=192.0.2.10\nlistening-ip=0.0.0.0\naux-server=192.0.2.10:3479\n":    "[0.0.0.0:3478 192.0.2.10:3479]",
+		"listening-ip=192.0.2.10\naux-server=0.0.0.0:3478\naux-server=192.0.2.10:3478\n": "[0.0.0.0:3478]",
+	} {
+		r := convert(t, conf, Database{}, place)
+		f := accepted(t, r)
+		for _, found := range f.Review([]string{"turn"}) {
+			if found.Severity == config.Error {
+				t.Errorf("%q: %v", conf, found)
+			}
+		}
+		if got := fmt.Sprint(f.TURN.Listen); got != want || fmt.Sprint(f.TURN.ListenTCP) != want {
+			t.Errorf("%q: listens on %v, %v, want %s", conf, got, f.TURN.ListenTCP, want)
+		}
+		if !slices.ContainsFunc(r.Notes, func(n Note) bool { return n.Kind == Differs && strings.Contains(n.Text, "of IPv4 and IPv6") }) {
+			t.Errorf("%q: the report says nothing of it:\n%s", conf, r.text())
+		}
+	}
+}
+
 // TestTooMuch: lists without end make no server without end, and do not open what they close.
 func TestTooMuch(t *testing.T) {
 	var conf strings.Builder
