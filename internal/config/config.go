@@ -259,11 +259,11 @@ func Load(name string) (*File, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	if err := f.parse(b); err != nil {
-		return nil, fmt.Errorf("configuration: %s:%w", filepath.Base(name), err)
+		return nil, fmt.Errorf("configuration: %s:%s", filepath.Base(name), hideWithin(err.Error()))
 	}
 	f.source = newSource(filepath.Base(name), b)
 	if err := f.check(); err != nil {
-		return nil, fmt.Errorf("configuration: %w", f.placed(err))
+		return nil, fmt.Errorf("configuration: %s", hideWithin(f.placed(err).Error()))
 	}
 	return f, nil
 }

@@ -193,6 +193,27 @@ func TestSettingsHidePasswords(t *testing.T) {
 	}
 }
 
+// Nor where the file is refused for it, or for something else in its line: the log keeps what a reload says.
+func TestRefusalsHidePasswords(t *testing.T) {
+	for _, text := range []string{
+		"bus:\n  ulr: nats://node:hunter2@10.0.0.1:4222\n",
+		"bus: {url: 'nats://node:hunter2@10.0.0.1:4222', replicas: three}\n",
+		"https: {listen: 'nats://node:hunter2@10.0.0.1:4222'}\n",
+		"https:\n  url: https://node:hunter2@a.test\n",
+		"https: {acme: {names: [a.example.org], agree: true, directory: 'http://node:hunter2@ca.test'}}\n",
+		"turn: {oauth: {kid_mode: plain}, key_pull: {url: 'https://node:hunter2@waf.test', certificate: a, key: b}}\n",
+		"turn: {urls: ['turn://node:hunter2@turn.test']}\n",
+	} {
+		name := filepath.Join(t.TempDir(), "wicgate.yaml")
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(name); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "xxxxx@") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func TestSettings(t *testing.T) {
 	f := loadText(t, "bus:\n  url: nats://node:hunter2@10.0.0.1:4222\nturn:\n  open: [192.0.2.0/24 1024-2048]\n")
 	got := map[string]Setting{}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"strings"
 	"time"
 
@@ -190,6 +191,12 @@ func hide(urls string) string {
 	}
 	return strings.Join(list, ",")
 }
+
+// userinfo is what stands between a scheme and the last @ of a line.
+var userinfo = regexp.MustCompile(`://[^\n]*@`)
+
+// hideWithin does so for a text that may hold such URLs, as the words about a refused file do.
+func hideWithin(text string) string { return userinfo.ReplaceAllString(text, "://xxxxx@") }
 
 // duration leaves out zeros: 12h, not 12h0m0s.
 func duration(d time.Duration) string {
