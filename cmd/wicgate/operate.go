@@ -265,7 +265,7 @@ type turnSessions struct{ s *turn.Server }
 func (t turnSessions) Sessions() (out []admin.Session) {
 	for _, a := range t.s.Sessions("") {
 		x := admin.Session{
-			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Client: a.Client.String(), Transport: a.Transport, Relayed: []string{},
+			ID: strconv.FormatUint(a.ID, 10), Pseudonym: a.Pseudonym, Tenant: a.Tenant, Client: a.Client.String(), Transport: a.Transport, Relayed: []string{},
 			Since: a.Since, Expires: a.Expires, Credential: a.Credential, CredentialEnds: a.CredentialEnds, Permissions: []string{}, Channels: []string{},
 			ToPeerPackets: a.ToPeerPackets, ToPeerBytes: a.ToPeerBytes, ToClientPackets: a.ToClientPackets, ToClientBytes: a.ToClientBytes,
 		}

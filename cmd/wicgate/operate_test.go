@@ -54,9 +54,9 @@ func TestEachCounterIsAMetric(t *testing.T) {
 }
 
 var sessionsShown = admin.SessionList{Left: 3, Sessions: []admin.Session{
-	{ID: "7", Pseudonym: "5cUbjNn1ezD3u7vBkGfE0g", Client: "198.51.100.200:50000", Transport: "udp", Relayed: []string{"203.0.113.1:49170"},
+	{ID: "7", Pseudonym: "5cUbjNn1ezD3u7vBkGfE0g", Tenant: "turn.ims.test", Client: "198.51.100.200:50000", Transport: "udp", Relayed: []string{"203.0.113.1:49170"},
 		Since: at(-12 * time.Second), Expires: at(588 * time.Second), Credential: "token", CredentialEnds: at(time.Hour), ToPeerBytes: 999, ToClientBytes: 123456, ToPeerPackets: 9, ToClientPackets: 1234},
-	{ID: "1234567", Pseudonym: "p", Client: "[2001:db8:1234:5678:9abc:def0:1234:5678]:50000", Transport: "tls", Since: at(-50 * time.Hour), Expires: at(time.Hour),
+	{ID: "1234567", Pseudonym: "p", Tenant: "b.test", Credential: "static", Client: "[2001:db8:1234:5678:9abc:def0:1234:5678]:50000", Transport: "tls", Since: at(-50 * time.Hour), Expires: at(time.Hour),
 		ToPeerBytes: 1 << 40, ToClientBytes: 9996, Permissions: []string{"192.0.2.1", "192.0.2.2"}, Channels: []string{"0x4000 192.0.2.1:40000"}},
 }}
 
@@ -93,6 +93,7 @@ func TestSessionShown(t *testing.T) {
 	printSession(&out, sessionsShown.Sessions[0], noon)
 	want := `id           7
 pseudonym    5cUbjNn1ezD3u7vBkGfE0g
+tenant       turn.ims.test
 credential   token, until 2026-01-02 13:00:00 UTC
 client       198.51.100.200:50000 over udp
 relayed      203.0.113.1:49170
@@ -108,7 +109,7 @@ channels     none
 	}
 	out.Reset()
 	printSession(&out, sessionsShown.Sessions[1], noon)
-	if !strings.HasSuffix(out.String(), "permissions  192.0.2.1\n             192.0.2.2\nchannels     0x4000 192.0.2.1:40000\n") {
+	if !strings.Contains(out.String(), "\ntenant       b.test\ncredential   static, without an end\n") || !strings.HasSuffix(out.String(), "permissions  192.0.2.1\n             192.0.2.2\nchannels     0x4000 192.0.2.1:40000\n") {
 		t.Errorf("got\n%s", out.String())
 	}
 }

@@ -116,7 +116,12 @@ func printSession(out io.Writer, s admin.Session, now time.Time) {
 	}
 	line("id", "%s", s.ID)
 	line("pseudonym", "%s", s.Pseudonym)
-	line("credential", "%s, until %s", s.Credential, s.CredentialEnds.UTC().Format(time.DateTime+" MST"))
+	line("tenant", "%s", s.Tenant)
+	until := "without an end"
+	if !s.CredentialEnds.IsZero() {
+		until = "until " + s.CredentialEnds.UTC().Format(time.DateTime+" MST")
+	}
+	line("credential", "%s, %s", s.Credential, until)
 	line("client", "%s over %s", s.Client, s.Transport)
 	line("relayed", "%s", strings.Join(s.Relayed, ", "))
 	line("since", "%s (%s ago)", s.Since.UTC().Format(time.DateTime+" MST"), age(now.Sub(s.Since)))

@@ -50,14 +50,15 @@ const (
 type Session struct {
 	ID         string    `json:"id"`
 	Pseudonym  string    `json:"pseudonym"`
+	Tenant     string    `json:"tenant"`    // its name
 	Client     string    `json:"client"`    // transport address
-	Transport  string    `json:"transport"` // udp, tcp, tls
+	Transport  string    `json:"transport"` // udp, dtls, tcp, tls
 	Relayed    []string  `json:"relayed"`   // transport addresses that peers see, IPv4 first
 	Since      time.Time `json:"since"`
 	Expires    time.Time `json:"expires"`    // unless refreshed
 	Credential string    `json:"credential"` // its kind, never the secret
-	// CredentialEnds is when it ends; the policy says what that means for the session.
-	CredentialEnds time.Time `json:"credential_ends"`
+	// CredentialEnds is when it ends; the policy says what that means for the session. A static user's does not.
+	CredentialEnds time.Time `json:"credential_ends,omitzero"`
 	Permissions    []string  `json:"permissions"`
 	Channels       []string  `json:"channels"` // peers
 	// Relayed payload, to peers and to the client.

@@ -156,6 +156,10 @@ func TestSessions(t *testing.T) {
 	if err := c.Do(t.Context(), "GET", "/v1/turn/sessions/c", nil, &one); err != nil || one.ID != "c" || !one.Since.Equal(begin) {
 		t.Errorf("%+v, %v", one, err)
 	}
+	var fields map[string]any
+	if err := c.Do(t.Context(), "GET", "/v1/turn/sessions/c", nil, &fields); err != nil || fields["credential_ends"] != nil || fields["tenant"] == nil {
+		t.Errorf("of a credential without an end: %v, %v", fields, err)
+	}
 	var killed struct{ Killed string }
 	if err := c.Do(t.Context(), "DELETE", "/v1/turn/sessions/c", nil, &killed); err != nil || killed.Killed != "c" {
 		t.Errorf("%+v, %v", killed, err)

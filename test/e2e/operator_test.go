@@ -86,7 +86,7 @@ func TestOperator(t *testing.T) {
 		t.Fatalf("no ID of alice in\n%s", out)
 	}
 	out, err = wicgate(t, data, "turn", "show", id[1])
-	for _, want := range []string{"pseudonym    alice-1\n", "credential   ephemeral, until ", " over udp\n", "permissions  127.0.0.1\n"} {
+	for _, want := range []string{"pseudonym    alice-1\n", "tenant       turn.ims.test\n", "credential   ephemeral, until ", " over udp\n", "permissions  127.0.0.1\n"} {
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("show: no %q, %v in\n%s", want, err, out)
 		}
