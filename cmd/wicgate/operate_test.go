@@ -115,6 +115,11 @@ channels     none
 }
 
 func TestUnits(t *testing.T) {
+	for s, want := range map[string]string{"": "", "1234567890": "1234567890", "12345678901": "123456789…", "süßwassermatrosen": "süßwasser…", "süßwassers": "süßwassers"} {
+		if got := cut(s, 10); got != want {
+			t.Errorf("%s: %q, want %q", s, got, want)
+		}
+	}
 	for d, want := range map[time.Duration]string{-time.Second: "0s", 0: "0s", 59 * time.Second: "59s", time.Minute: "1m00s", 3*time.Minute + 7*time.Second: "3m07s",
 		time.Hour: "1h00m", 26*time.Hour + 40*time.Minute: "1d02h"} {
 		if got := age(d); got != want {

@@ -218,10 +218,11 @@ func count(n int, what string) string {
 
 // cut shortens s to n characters.
 func cut(s string, n int) string {
-	if len(s) <= n {
+	r := []rune(s)
+	if len(r) <= n {
 		return s
 	}
-	return s[:n-1] + "…"
+	return string(r[:n-1]) + "…"
 }
 
 // address is a transport address that fits a table: of a long IPv6 one the beginning and the port.
