@@ -19,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"wicgate/internal/keyring"
 	"wicgate/internal/listen"
 	"wicgate/internal/secret"
 	"wicgate/internal/turnclient"
@@ -117,6 +118,47 @@ func TestStreamEcho(t *testing.T) {
 }
 
 // TestConnectionEndsItsAllocation: and neither another's nor its pseudonym's others.
+// TestTenantOfAClient: whose client one is says the listener, then the name that it asks for in TLS, and who
+// challenges it, then who takes its token, is that tenant.
+func TestTenantOfAClient(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	listening, trust := streamed(t)
+	at := func(last byte) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, last}), 0)
+	}
+	b := start(t, listening, func(c *Config) {
+		c.Listen, c.TCP = []netip.AddrPort{at(1), at(2)}, []netip.AddrPort{at(1), at(2)}
+		of := func(name string) Tenant { return Tenant{Name: name, Keys: keyring.New(name), Peers: c.Peers} }
+		c.Tenants = []Other{{Tenant: of("listener.test"), Listen: []netip.AddrPort{at(2)}}, {Tenant: of("sni.test"), ServerNames: []string{"LocalHost"}}}
+	})
+	unknown := trust.Clone()
+	unknown.ServerName, unknown.InsecureSkipVerify = "unknown.test", true
+	for _, c := range []struct {
+		network  string
+		listener int
+		tls      *tls.Config
+		want     string
+	}{
+		{"udp", 0, nil, name}, {"udp", 1, nil, "listener.test"},
+		{"tcp", 0, nil, name}, {"tcp", 1, nil, "listener.test"},
+		{"tls", 0, trust, "sni.test"}, {"tls", 1, trust, "listener.test"}, {"tls", 0, unknown, name},
+	} {
+		servers := b.s.TCPAddrs()
+		if c.network == "udp" {
+			servers = b.s.Addrs()
+		}
+		client, err := turnclient.Dial(turnclient.Config{Server: servers[c.listener], Network: c.network, TLS: c.tls, Credential: turnclient.AccessToken(b.issue("p1", time.Hour))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = client.Allocate(timeout(t), 0)
+		if got := client.ThirdPartyAuthorization(); got != c.want || (err == nil) != (c.want == name) {
+			t.Errorf("%s, listener %d, %+v: challenged by %q, %v, want %s", c.network, c.listener, c.tls, got, err, c.want)
+		}
+		closed(t, client)
+	}
+}
+
 func TestConnectionEndsItsAllocation(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	listening, trust := streamed(t)
