@@ -204,6 +204,9 @@ func (h *house) rebuild(f *config.File, done *admin.Reloaded) (b rebuilt, err er
 	}
 	read := func(format string, args ...any) { done.Reread = append(done.Reread, fmt.Sprintf(format, args...)) }
 	for _, ring := range h.reloader.rings {
+		if err := ring.Check(); err != nil {
+			return b, err
+		}
 		read("keys of %s", ring.Server())
 	}
 	if h.operator.turn == nil {

@@ -91,6 +91,15 @@ func (r *Ring) Reload() error {
 	return r.reloadLocked()
 }
 
+// Check says whether Reload would succeed now, and changes nothing.
+func (r *Ring) Check() error {
+	if r.path == "" {
+		return nil
+	}
+	_, err := r.readFile()
+	return err
+}
+
 func (r *Ring) reloadLocked() error {
 	if r.path == "" {
 		return nil
