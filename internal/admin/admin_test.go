@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -182,6 +183,24 @@ func TestTooManySessionsForOneAnswer(t *testing.T) {
 	var list SessionList
 	if err := c.Do(t.Context(), "GET", "/v1/turn/sessions", nil, &list); err != nil || len(list.Sessions) != maxSessions || list.Left != 3 {
 		t.Errorf("%d sessions, %d left, %v", len(list.Sessions), list.Left, err)
+	}
+}
+
+// What one answer may hold the client takes, even if each session has all the permissions and channels that it can.
+func TestLongestAnswerIsTaken(t *testing.T) {
+	const each = 64 // turn.Config.MaxPermissions, MaxChannels
+	peer := "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535"
+	long := Session{ID: "18446744073709551615", Pseudonym: strings.Repeat("p", 508), Tenant: strings.Repeat("t", 127), Client: peer, Transport: "dtls", Relayed: []string{peer, peer},
+		Since: time.Now(), Expires: time.Now(), Credential: "ephemeral", CredentialEnds: time.Now()}
+	for range each {
+		long.Permissions, long.Channels = append(long.Permissions, peer), append(long.Channels, peer)
+	}
+	b, err := json.Marshal(long)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := maxSessions * (len(b) + 1); n > maxAnswer {
+		t.Errorf("%d sessions of %d bytes are %d bytes, and the client takes %d", maxSessions, len(b), n, maxAnswer)
 	}
 }
 

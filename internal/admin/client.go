@@ -15,8 +15,8 @@ import (
 	"syscall"
 )
 
-// maxAnswer bounds what the client reads, in bytes.
-const maxAnswer = 16 << 20
+// maxAnswer bounds what the client reads, in bytes: maxSessions of the longest.
+const maxAnswer = 80 << 20
 
 // Client asks the process that uses a data folder.
 type Client struct{ Dir string }
