@@ -18,6 +18,8 @@ SOAK     ?= 10000000
 # They run the page in Chromium for two minutes: once is enough, and the race detector sees no TypeScript.
 PAGE_TESTS := ^(TestPage|TestPageMedia|TestAccessible)$$
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+# Behind go test -json: prints what go test prints, then what was skipped and why.
+TALLY    := go run ./test/tally
 STEP      = @printf '\n== %s\n'
 
 .PHONY: help
@@ -76,19 +78,21 @@ page:
 .PHONY: race
 race:
 	$(STEP) "race detector"
-	go test -race -timeout 10m -skip '$(PAGE_TESTS)' $$(go list ./... | grep -v '/test/')
+	go test -json -race -timeout 10m -skip '$(PAGE_TESTS)' $$(go list ./... | grep -v '/test/') | $(TALLY)
 
 # ---- tests
 
 .PHONY: test
 test: setup check
 	$(STEP) "tests"
-	@rm -f bin/figures.txt
-	go test -count=1 -timeout 10m $$(go list ./... | grep -v '/test/')
+	@rm -f bin/figures.txt bin/ran.txt
+	go test -json -count=1 -timeout 10m $$(go list ./... | grep -v '/test/') | $(TALLY) bin/ran.txt
 	$(STEP) "tests with namespaces and browsers, one after the other: they measure"
-	WICGATE_FIGURES=$(CURDIR)/bin/figures.txt go test -p 1 -count=1 -timeout 20m ./test/...
+	WICGATE_FIGURES=$(CURDIR)/bin/figures.txt go test -json -p 1 -count=1 -timeout 20m ./test/... | $(TALLY) bin/ran.txt
 	$(STEP) "figures of this run"
 	@cat bin/figures.txt
+	$(STEP) "docs/turn.md says what this run has shown"
+	WICGATE_RAN=$(CURDIR)/bin/ran.txt go test -count=1 -run '^TestFeatureTable$$' .
 
 .PHONY: setup
 setup:
