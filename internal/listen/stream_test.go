@@ -147,7 +147,12 @@ func TestStreamsTellTLSFromPlain(t *testing.T) {
 	if err := old.Handshake(); err == nil {
 		t.Error("TLS 1.1 is taken")
 	}
-	if st := s.Stats(); st.Plain != 2 || st.TLS != 3 {
+	for _, v := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		if err := works(tls.Client(s.dial(0), &tls.Config{RootCAs: s.ca.Pool(), ServerName: "localhost", MinVersion: v, MaxVersion: v})); err != nil {
+			t.Errorf("%s: %v", tls.VersionName(v), err)
+		}
+	}
+	if st := s.Stats(); st.Plain != 2 || st.TLS != 5 {
 		t.Errorf("%+v", st)
 	}
 	s.refused(refusedTLS, 2)
