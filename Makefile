@@ -1,4 +1,5 @@
 # make run     build and start all roles on loopback
+# make deb     a Debian package of it, in bin/
 # make test    install what is missing, then every check and every test
 # make check   the gates alone: format, lint, vet, walls, web/dist, race detector
 # make web     rebuild the page into web/dist (needs Node)
@@ -18,6 +19,8 @@ SOAK     ?= 10000000
 # They run the page in Chromium for two minutes: once is enough, and the race detector sees no TypeScript.
 PAGE_TESTS := ^(TestPage|TestPageMedia|TestAccessible)$$
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+# Without a tag it begins with the day, so that a later package is a newer one.
+DEB_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//' | grep . || git log -1 --format=0~%cd.%h --date=format:%Y%m%d.%H%M)
 # Behind go test -json: prints what go test prints, then what was skipped and why.
 TALLY    := go run ./test/tally
 STEP      = @printf '\n== %s\n'
@@ -32,6 +35,10 @@ build: bin/wicgate
 .PHONY: bin/wicgate
 bin/wicgate:
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/wicgate ./cmd/wicgate
+
+.PHONY: deb
+deb: build
+	@deploy/deb/build.sh bin/wicgate "$(DEB_VERSION)" "bin/wicgate_$(DEB_VERSION).deb"
 
 .PHONY: run
 run: build

@@ -30,6 +30,7 @@ want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/ims_registrar_scscf.so" ka
 want "/usr/lib/$(uname -m)-linux-gnu/kamailio/modules/presence.so" kamailio-presence-modules
 want promtool prometheus
 want systemd-analyze systemd
+want dpkg-deb dpkg
 want sqlite3 sqlite3
 want redis-server redis-server
 want pg_lsclusters postgresql
