@@ -102,11 +102,12 @@ type TURN struct {
 	OAuth          OAuth      `yaml:"oauth"`
 	KeyPull        KeyPull    `yaml:"key_pull"`
 
-	ChannelNumbers string   `yaml:"channel_numbers"`
-	NATDiscovery   string   `yaml:"nat_discovery"`
-	TCPRelay       bool     `yaml:"tcp_relay"`
-	Mobility       bool     `yaml:"mobility"`
-	Tenants        []Tenant `yaml:"tenants"`
+	ChannelNumbers string    `yaml:"channel_numbers"`
+	NATDiscovery   string    `yaml:"nat_discovery"`
+	TCPRelay       bool      `yaml:"tcp_relay"`
+	Mobility       bool      `yaml:"mobility"`
+	Siblings       []Sibling `yaml:"siblings"`
+	Tenants        []Tenant  `yaml:"tenants"`
 }
 
 // OAuth is how tokens of RFC 7635 are taken.
@@ -225,7 +226,7 @@ func Default() *File {
 			URLs:  []string{"turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:3478?transport=tcp", "turns:localhost:3478?transport=tcp"},
 			Relay: []Side{side(49152, 65535)}, Profile: "ims", Open: []Range{}, Closed: []Prefix{}, NAT64: []Prefix{}, Credentials: "session", GraceMax: Duration(12 * time.Hour), Quota: 32, Blind: "open",
 			OAuth:          OAuth{KIDMode: "derived", Enc: "A256GCM", KeyLife: Duration(7 * 24 * time.Hour)},
-			ChannelNumbers: "rfc8656", NATDiscovery: "off", Tenants: []Tenant{}},
+			ChannelNumbers: "rfc8656", NATDiscovery: "off", Siblings: []Sibling{}, Tenants: []Tenant{}},
 		WAF:  WAF{SIPTokenLife: Duration(time.Hour), TURNTokenLife: Duration(time.Hour), Guests: 16, GuestLife: Duration(30 * time.Minute), STUNKey: STUNKey{Servers: []string{}}},
 		WWSF: WWSF{TURNCredential: "token"},
 		EPCSCF: EPCSCF{Name: "edge1", Audience: "epcscf.ims.test", Listen: on(5060), Core: on(5080),
@@ -492,6 +493,7 @@ func (f *File) check() error {
 		when(f.Bus.URL == "" && f.Bus.Replicas != 1, "bus.replicas: %d servers need bus.url; embedded there is one", f.Bus.Replicas),
 		when(f.Bus.URL == "" && f.Bus.NKey != "", "bus.nkey: needs bus.url; embedded there is nobody to show it to"),
 		f.TURN.checkTenants(),
+		f.TURN.checkSiblings(),
 		when(f.TURN.ChannelNumbers != "rfc8656" && f.TURN.ChannelNumbers != "rfc5766", "turn.channel_numbers: want rfc8656 or rfc5766, not %q", f.TURN.ChannelNumbers),
 		when(len(f.TURN.Listen)+len(f.TURN.ListenTCP) == 0, "turn.listen: names no address, and turn.listen_tcp neither"),
 		when(len(f.TURN.URLs) == 0, "turn.urls: browsers need at least one"),

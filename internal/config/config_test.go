@@ -109,6 +109,7 @@ func TestRefusals(t *testing.T) {
 		{"lines of two checks", "log: {format: xml}\nturn:\n  quota: 0\n", "wicgate.yaml:1: log.format: want text or json, not \"xml\"\nwicgate.yaml:3: turn.quota"},
 		{"no address", "https: {listen: ''}\n", "wicgate.yaml:1: https.listen: must not be empty"},
 		{"format", "log: {format: xml}\n", "log.format: want text or json, not \"xml\""},
+		{"sibling", "turn: {siblings: [{address: '0.0.0.0:3478', transport: tls, domain: A}]}\n", "turn.siblings[0].address: want an address and port that clients reach, not 0.0.0.0:3478\nwicgate.yaml:1: turn.siblings[0].transport: want udp, tcp or nothing for both, not \"tls\"\nwicgate.yaml:1: turn.siblings[0].domain: \"A\" is not"},
 		{"certificate without key", "https: {certificate: a.pem}\n", "https: certificate and key go together"},
 		{"ACME wildcard", "https: {acme: {names: ['*.example.org'], agree: true}}\n", "https.acme.names[0]: \"*.example.org\" is a wildcard, which only dns-01 proves"},
 		{"ACME address", "https: {acme: {names: ['192.0.2.1'], agree: true}}\n", "https.acme.names[0]: \"192.0.2.1\" is not the full name of a host"},

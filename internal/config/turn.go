@@ -35,6 +35,25 @@ type Tenant struct {
 	Rates       Rates      `yaml:"rates"`
 }
 
+// Sibling is an entry of turn.siblings.
+type Sibling struct {
+	Address   AddrPort `yaml:"address"`
+	Transport string   `yaml:"transport"`
+	Domain    string   `yaml:"domain"`
+}
+
+func (t TURN) checkSiblings() error {
+	errs := []error{when(len(t.Siblings) > 64, "turn.siblings: %d addresses, at most 64", len(t.Siblings))}
+	for i, s := range t.Siblings {
+		key := fmt.Sprintf("turn.siblings[%d]", i)
+		errs = append(errs,
+			when(!s.Address.IsValid() || s.Address.Addr().IsUnspecified() || s.Address.Port() == 0, "%s.address: want an address and port that clients reach, not %v", key, s.Address),
+			when(s.Transport != "" && s.Transport != "udp" && s.Transport != "tcp", "%s.transport: want udp, tcp or nothing for both, not %q", key, s.Transport),
+			when(s.Domain != "" && !isName(s.Domain, 253, ".-"), "%s.domain: %q is not a domain name in lower case", key, s.Domain))
+	}
+	return errors.Join(errs...)
+}
+
 // First is the section turn as a tenant: the one that clients get who choose none.
 func (t TURN) First() Tenant {
 	return Tenant{

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -41,7 +42,9 @@ func connect(ctx context.Context, cfg Config) (transport, error) {
 		if err != nil {
 			return nil, fmt.Errorf("turn: open a socket towards %v: %w", cfg.Server, err)
 		}
-		return &datagrams{c, cfg.Server}, nil
+		d := &datagrams{conn: c}
+		d.redirect(cfg.Server)
+		return d, nil
 	case "tcp", "tls":
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
@@ -83,18 +86,20 @@ func connect(ctx context.Context, cfg Config) (transport, error) {
 // datagrams is UDP.
 type datagrams struct {
 	conn   *net.UDPConn
-	server netip.AddrPort
+	server atomic.Pointer[netip.AddrPort]
 }
 
+func (d *datagrams) redirect(server netip.AddrPort) { d.server.Store(&server) }
+
 func (d *datagrams) write(b []byte) error {
-	_, err := d.conn.WriteToUDPAddrPort(b, d.server)
+	_, err := d.conn.WriteToUDPAddrPort(b, *d.server.Load())
 	return err
 }
 
 func (d *datagrams) read(b []byte) (int, error) {
 	for {
 		n, from, err := d.conn.ReadFromUDPAddrPort(b)
-		if err != nil || unmap(from) == d.server {
+		if err != nil || unmap(from) == *d.server.Load() {
 			return n, err
 		}
 	}

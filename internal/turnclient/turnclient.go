@@ -3,7 +3,7 @@
 // USERNAME as browsers send it, and any plain long-term credential.
 //
 // It checks what a client must: that answers come from the server and, once it has authenticated,
-// carry the integrity of its key. It renews nothing by itself: a test wants to see things expire.
+// carry the integrity of its key. An Allocate follows a 300 to another server (RFC 8489 §10). It renews nothing by itself: a test wants to see things expire.
 package turnclient
 
 import (
@@ -75,6 +75,9 @@ type Error struct {
 	Reason string
 	// Unknown are the types of UNKNOWN-ATTRIBUTES, with code 420.
 	Unknown []stun.Attr
+	// Alternate is the first ALTERNATE-SERVER, with code 300, and Domain ALTERNATE-DOMAIN.
+	Alternate netip.AddrPort
+	Domain    string
 }
 
 // Error implements error.
@@ -105,6 +108,8 @@ var (
 	ErrClosed = errors.New("turn: connection closed")
 	// ErrChallenge: the server asks for credentials in a way that cannot be followed.
 	ErrChallenge = errors.New("turn: challenge without REALM or NONCE")
+	// ErrAlternate: the server sends us where we cannot go, or have been just before.
+	ErrAlternate = errors.New("turn: sent to another server in vain")
 )
 
 // Packet is what came from a peer.
@@ -118,14 +123,17 @@ type Packet struct {
 
 // Client is one 5-tuple. Its methods may be called by several goroutines.
 type Client struct {
-	cfg  Config
-	conn transport
+	cfg Config
 
 	packets chan Packet   // from read to Receive; full = newest dropped; closed by read
 	done    chan struct{} // closed by read when it returns
 	lost    error         // why read returned; set before done and packets are closed
 
 	mu       sync.Mutex // guards the following
+	conn     transport
+	server   netip.AddrPort
+	sent     map[netip.AddrPort]time.Time // when servers have sent us away
+	closed   bool
 	cred     Credential
 	realm    string
 	nonce    []byte
@@ -156,7 +164,7 @@ func DialContext(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		cfg: cfg, conn: conn, cred: cfg.Credential, packets: make(chan Packet, 256), done: make(chan struct{}),
+		cfg: cfg, conn: conn, server: cfg.Server, sent: map[netip.AddrPort]time.Time{}, cred: cfg.Credential, packets: make(chan Packet, 256), done: make(chan struct{}),
 		waiting: map[stun.TransactionID]chan []byte{}, channels: map[netip.AddrPort]uint16{}, peers: map[uint16]netip.AddrPort{},
 	}
 	go c.read()
@@ -178,7 +186,11 @@ func local(cfg Config) netip.AddrPort {
 
 // Close closes the socket and waits for the reader. The allocation is left to its time.
 func (c *Client) Close() error {
-	err := c.conn.close()
+	c.mu.Lock()
+	c.closed = true
+	conn := c.conn
+	c.mu.Unlock()
+	err := conn.close()
 	<-c.done
 	if errors.Is(err, net.ErrClosed) {
 		return nil
@@ -188,7 +200,21 @@ func (c *Client) Close() error {
 
 // LocalAddr returns the address of the client's socket.
 func (c *Client) LocalAddr() netip.AddrPort {
-	return c.conn.local()
+	return c.link().local()
+}
+
+// Server returns the address of the server in use: after a 300, not the one that was dialled.
+func (c *Client) Server() netip.AddrPort {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.server
+}
+
+// link is the way to the server in use.
+func (c *Client) link() transport {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn
 }
 
 // SetCredential makes cr the credential of the following requests. A Refresh with it renews the
@@ -357,7 +383,7 @@ func (c *Client) Send(peer netip.AddrPort, data []byte) error {
 		b = stun.AppendXORAddress(b, stun.AttrXORPeerAddress, peer)
 		b = stun.AppendAttr(b, stun.AttrData, data)
 	}
-	return c.conn.write(b)
+	return c.link().write(b)
 }
 
 // Receive returns the next packet of a peer.
@@ -375,7 +401,7 @@ func (c *Client) Receive(ctx context.Context) (Packet, error) {
 
 // Raw sends b to the server as it is, for tests of bad input.
 func (c *Client) Raw(b []byte) error {
-	return c.conn.write(b)
+	return c.link().write(b)
 }
 
 func newID() (id stun.TransactionID) {
@@ -385,7 +411,7 @@ func newID() (id stun.TransactionID) {
 
 // request runs an authenticated request: challenge, credential, and once more for each new nonce.
 func (c *Client) request(ctx context.Context, method stun.Method, body Attribute) (stun.Message, error) {
-	for range 4 {
+	for tries := 0; tries < 4; tries++ {
 		c.mu.Lock()
 		auth := c.authenticator(method)
 		c.mu.Unlock()
@@ -401,6 +427,14 @@ func (c *Client) request(ctx context.Context, method stun.Method, body Attribute
 			if err := c.challenge(m); err != nil {
 				return stun.Message{}, err
 			}
+			continue
+		}
+		// One that has shown our key by its integrity may send us away; exchange has seen to that.
+		if e.Code == 300 && sent && method == stun.Allocate {
+			if err := c.follow(ctx, e); err != nil {
+				return stun.Message{}, err
+			}
+			tries = -1 // the next one has its own nonces; follow bounds how many there are
 			continue
 		}
 		return stun.Message{}, e
@@ -466,6 +500,11 @@ func refusal(m stun.Message) *Error {
 			e.Code, e.Reason = code, string(reason)
 		}
 	}
+	if v, ok := m.Get(stun.AttrAlternateServer); ok {
+		e.Alternate, _ = stun.ParseAddress(v) // a bad one is none
+		domain, _ := m.Get(stun.AttrAlternateDomain)
+		e.Domain = string(domain)
+	}
 	v, _ := m.Get(stun.AttrUnknownAttributes)
 	for i := 0; i+1 < len(v); i += 2 {
 		e.Unknown = append(e.Unknown, stun.Attr(uint16(v[i])<<8|uint16(v[i+1])))
@@ -495,7 +534,7 @@ func (c *Client) exchange(ctx context.Context, method stun.Method, body Attribut
 			if errors.Is(err, net.ErrClosed) {
 				return stun.Message{}, false, ErrClosed
 			}
-			return stun.Message{}, false, fmt.Errorf("turn: send %v to %v: %w", method, c.cfg.Server, err)
+			return stun.Message{}, false, fmt.Errorf("turn: send %v to %v: %w", method, c.Server(), err)
 		}
 		timer := time.NewTimer(rto)
 		for waiting := true; waiting; {
@@ -520,12 +559,12 @@ func (c *Client) exchange(ctx context.Context, method stun.Method, body Attribut
 				return stun.Message{}, false, c.lost
 			case <-ctx.Done():
 				timer.Stop()
-				return stun.Message{}, false, fmt.Errorf("turn: wait for the answer of %v to %v: %w", c.cfg.Server, method, ctx.Err())
+				return stun.Message{}, false, fmt.Errorf("turn: wait for the answer of %v to %v: %w", c.Server(), method, ctx.Err())
 			}
 		}
 		rto *= 2
 	}
-	return stun.Message{}, false, fmt.Errorf("%w of %v to %v in %d tries", ErrTimeout, c.cfg.Server, method, c.cfg.Tries)
+	return stun.Message{}, false, fmt.Errorf("%w of %v to %v in %d tries", ErrTimeout, c.Server(), method, c.cfg.Tries)
 }
 
 // resend sends a request for the first time, and again where packets get lost.
@@ -533,7 +572,7 @@ func (c *Client) resend(try int, b []byte) error {
 	if try > 0 && (c.cfg.Network == "tcp" || c.cfg.Network == "tls") {
 		return nil
 	}
-	return c.conn.write(b)
+	return c.link().write(b)
 }
 
 // accepts reports whether m carries the integrity that it must (RFC 8489 §9.2.5): all but those
@@ -558,11 +597,16 @@ func (c *Client) read() {
 	defer close(c.done)
 	defer close(c.packets)
 	buf := make([]byte, stun.MaxStreamSize)
+	conn := c.link()
 	for {
-		n, err := c.conn.read(buf)
+		n, err := conn.read(buf)
 		if err != nil {
+			if next := c.link(); next != conn {
+				conn = next // follow has closed the old one
+				continue
+			}
 			if c.lost = ErrClosed; !errors.Is(err, net.ErrClosed) {
-				c.lost = fmt.Errorf("%w: the server %v ended the connection: %w", ErrClosed, c.cfg.Server, err)
+				c.lost = fmt.Errorf("%w: the server %v ended the connection: %w", ErrClosed, c.Server(), err)
 			}
 			return
 		}

@@ -172,3 +172,66 @@ func TestErrors(t *testing.T) {
 		t.Errorf("Binding after Close: %v", err)
 	}
 }
+
+// TestAlternate: RFC 8489 §10. A 300 is followed if its integrity is good, and leads nowhere twice.
+func TestAlternate(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	key := stun.MD5.Key([]byte("u"), []byte("r"), []byte("p"))
+	away := func(m stun.Message, to netip.AddrPort, key []byte) []byte {
+		b := stun.AppendErrorCode(answer(m, stun.Error), 300, "")
+		b = stun.AppendAddress(b, stun.AttrAlternateServer, to)
+		if key == nil {
+			return b
+		}
+		return stun.NewHasher().AppendIntegrity(b, key) // servers are goroutines
+	}
+	elsewhere := netip.MustParseAddrPort("127.0.0.1:1")
+	second := script(t, func(_ int, m stun.Message) []byte {
+		if nonce, _ := m.Get(stun.AttrNonce); string(nonce) != "n" { // the first one's is good here too
+			t.Errorf("nonce %q", nonce)
+		}
+		return stun.NewHasher().AppendIntegrity(granted(m), key[:])
+	})
+	first := script(t, func(n int, m stun.Message) []byte {
+		switch n {
+		case 0:
+			return challenge(m, 401, "n")
+		case 1: // forged: no integrity, then a wrong one
+			return away(m, elsewhere, nil)
+		case 2:
+			return away(m, elsewhere, []byte("other"))
+		}
+		return away(m, second, key[:])
+	})
+	c := dial(t, first, LongTerm("u", secret.New([]byte("p"))))
+	if _, err := c.Allocate(t.Context(), 0); err != nil || c.Server() != second || c.Dropped() != 2 {
+		t.Errorf("%v, at %v, %d dropped", err, c.Server(), c.Dropped())
+	}
+
+	for name, q := range map[string]struct {
+		to   func(self netip.AddrPort) netip.AddrPort
+		want string
+	}{
+		"to itself":         {func(self netip.AddrPort) netip.AddrPort { return self }, "has sent us away within 5m0s"},
+		"to another family": {func(netip.AddrPort) netip.AddrPort { return netip.MustParseAddrPort("[::1]:3478") }, "none of its own address family"},
+	} {
+		self := make(chan netip.AddrPort, 1) // its own address, which it is told once
+		server := script(t, func(n int, m stun.Message) []byte {
+			if n == 0 {
+				return challenge(m, 401, "n")
+			}
+			return away(m, q.to(<-self), key[:])
+		})
+		self <- server
+		c := dial(t, server, LongTerm("u", secret.New([]byte("p"))))
+		if _, err := c.Allocate(t.Context(), 0); !errors.Is(err, ErrAlternate) || !strings.Contains(err.Error(), q.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	// Who has not authenticated follows nobody.
+	bare := script(t, func(_ int, m stun.Message) []byte { return away(m, elsewhere, nil) })
+	if _, err := dial(t, bare, Credential{}).Allocate(t.Context(), 0); Code(err) != 300 {
+		t.Errorf("unauthenticated: %v", err)
+	}
+}
