@@ -40,6 +40,7 @@ var rooms = map[string][]string{
 	"internal/acme":       {"internal/listen", "internal/secret", "internal/store"},
 	"internal/admin":      {"internal/listen"},
 	"internal/obs":        {},
+	"internal/takeover":   {},
 	"internal/check":      {"internal/config", "internal/keyring", "internal/listen", "internal/peerpolicy"},
 	"internal/turnclient": {"internal/wire/stun", "internal/token", "internal/secret"},
 	"web":                 {},

@@ -74,6 +74,8 @@ func transport(t core.Tuple) string {
 
 // Kill ends one allocation, and reports whether it was there.
 func (s *Server) Kill(id uint64) bool {
+	s.moving.RLock()
+	defer s.moving.RUnlock()
 	w := newWorker(s)
 	s.mu.Lock()
 	found := s.core.Kill(time.Now(), core.ID(id), &w.out)

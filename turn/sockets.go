@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -44,7 +45,9 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 		give: func(*desk) {},
 		packet: func(d *desk, room []byte, n int, from netip.AddrPort) bool {
 			if s.dtls != nil && isDTLS(room[:n]) {
-				s.dtls.Packet(int(number), from, room[:n])
+				if !s.dtls.Packet(int(number), from, room[:n]) {
+					s.forward(number, from, room[:n])
+				}
 				return true
 			}
 			t := core.Tuple{Client: from, Listener: number, Transport: stun.ProtocolUDP, Tenant: s.chosen.by(number, "")}
@@ -54,11 +57,11 @@ func (s *Server) serveListener(number uint16, c *net.UDPConn) {
 	})
 }
 
-// serve reads a socket until it is closed.
+// serve reads a socket until it is closed or Pause comes.
 func (s *Server) serve(c *net.UDPConn, whose string, r reader) {
 	for {
 		err := read(c, r)
-		if errors.Is(err, net.ErrClosed) {
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) { // Pause sets one
 			return
 		}
 		if r.failed != nil && r.failed(err) {
@@ -146,6 +149,7 @@ type relay struct {
 	conn *net.UDPConn
 	pool *pool
 	port uint16
+	done chan struct{} // closed when it is read no more; nil = it never was
 
 	mu sync.Mutex // held around each send: with and without DF are settings of the socket
 	platform
@@ -249,9 +253,21 @@ func (w *worker) open(a *core.Action) {
 	s.core.Opened(time.Now(), a.ID, got, &w.opened)
 	s.mu.Unlock()
 	for _, r := range opened {
-		s.relays.Go(func() { r.serve(s) })
+		s.start(r)
 	}
 	w.act(&w.opened)
+}
+
+// start serves r on a goroutine of its own.
+func (s *Server) start(r relaySocket) {
+	done := make(chan struct{})
+	if u, ok := r.(*relay); ok {
+		u.done = done
+	}
+	s.relays.Go(func() {
+		defer close(done)
+		r.serve(s)
+	})
 }
 
 // openRelay opens a socket on a free port of a relay address of family f, and one on the next port if that

@@ -385,7 +385,7 @@ func (s *Server) newStreams() error {
 		return nil
 	}
 	t, err := listen.NewStreams(listen.StreamConfig{
-		Log: s.log, Key: "turn.listen_tcp", Addrs: s.cfg.TCP, Plain: plainFirst, Certificate: s.cfg.Certificate,
+		Log: s.log, Key: "turn.listen_tcp", Addrs: s.cfg.TCP, Heritage: s.cfg.Heritage, Plain: plainFirst, Certificate: s.cfg.Certificate,
 		Protocols: protocols,
 		HTTPS:     s.cfg.HTTPS, Proxies: s.cfg.Proxies,
 		Limits: s.limits(),

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,9 @@ const (
 	// browsers end with it, for they cannot renew a live allocation.
 	Strict = core.Strict
 )
+
+// Sibling is an address of another server that shares our names, keys and nonce secrets.
+type Sibling = core.Sibling
 
 // Relay is where relay sockets are opened.
 type Relay struct {
@@ -98,6 +102,9 @@ type Config struct {
 	// Idle is how long a connection or an association may be without an allocation; 0 = 30 s.
 	Idle time.Duration
 
+	// Siblings are where authenticated clients are sent while draining; none = they are told 508.
+	Siblings []Sibling
+
 	// Revoked says whether the session of a pseudonym has been revoked, for new allocations; nil =
 	// none is. Who hears news calls Revoke, Extend, Missed and Blind besides.
 	Revoked func(pseudonym string) bool
@@ -125,6 +132,12 @@ type Config struct {
 	ReplyBurst int
 	ReplyRate  float64
 
+	// Heritage are listening sockets that are open already; nil = none.
+	Heritage *listen.Heritage
+	// Takeover, where it is not nil, is called by Serve before it reads. It fetches what another Server
+	// has given by Pause, and calls restore with it, which owns the files. After an error Serve returns.
+	Takeover func(ctx context.Context, restore func(state []byte, relays []*os.File) error) error
+
 	// Drain is how long Serve waits, once its context has ended, for clients to end their
 	// allocations; 0 = 2 s, at most 5 s.
 	Drain time.Duration
@@ -139,7 +152,8 @@ type Server struct {
 	pools     [2][]*pool     // of relay ports: IPv4, IPv6
 	desks     desks
 	refusals  refusalLog
-	kick      chan struct{} // a deadline may have come nearer; never closed
+	kick      chan struct{}  // a deadline may have come nearer; never closed
+	udp       sync.WaitGroup // readers of listeners
 	relays    sync.WaitGroup
 	tcp       *listen.Streams // nil = none
 	streams   streams
@@ -153,6 +167,12 @@ type Server struct {
 	chosen    choices
 	refuseOwn func(*Tenant) // adds what is ours to its policy; set by ownPeers
 
+	moving   sync.RWMutex // held from Pause to Resume or Leave, and by what would be lost meanwhile
+	moved    moved
+	forwards forwards
+	// numbers are of UDP listeners that another process has opened: by its number, ours.
+	numbers map[int]uint16
+
 	serving   context.Context // until it closes its sockets
 	stopServe context.CancelFunc
 
@@ -165,10 +185,10 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}, associations: associations{open: map[core.Tuple]*listen.Association{}}}
+	s := &Server{numbers: map[int]uint16{}, cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), streams: streams{open: map[core.Tuple]*stream{}}, associations: associations{open: map[core.Tuple]*listen.Association{}}}
 	s.serving, s.stopServe = context.WithCancel(context.Background())
-	for _, a := range cfg.Listen {
-		c, err := listen.UDP("turn.listen", a)
+	for i, a := range cfg.Listen {
+		c, was, err := cfg.Heritage.UDP("turn.listen", a)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 		}
@@ -176,12 +196,18 @@ func New(cfg Config) (*Server, error) {
 		_ = c.SetReadBuffer(listenBuffer)
 		_ = c.SetWriteBuffer(listenBuffer)
 		s.listeners = append(s.listeners, c)
-		if err := s.addLane(c); err != nil {
+		if was >= 0 {
+			s.numbers[was] = uint16(i)
+		}
+		if err := s.addLane(c, a); err != nil {
 			return nil, errors.Join(err, s.Close())
 		}
 	}
 	if err := errors.Join(s.newStreams(), s.newDTLS()); err != nil {
 		return nil, errors.Join(fmt.Errorf("turn: %w", err), s.Close())
+	}
+	if err := s.heirless(); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	families := byte(0)
 	for _, r := range s.cfg.Relays {
@@ -199,7 +225,7 @@ func New(cfg Config) (*Server, error) {
 	c := core.Config{
 		Tenant: s.cfg.Tenant, Families: families, DontFragment: dontFragment, NATDiscovery: nat, TCPRelay: s.cfg.TCPRelay, Mobility: s.cfg.Mobility,
 		MaxAllocations: s.cfg.MaxAllocations, MaxPermissions: s.cfg.MaxPermissions, MaxChannels: s.cfg.MaxChannels, ChannelNumbers5766: s.cfg.ChannelNumbers5766,
-		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
+		ReplyBurst: s.cfg.ReplyBurst, ReplyRate: s.cfg.ReplyRate, Siblings: s.cfg.Siblings, Revoked: s.cfg.Revoked, BlindClosed: s.cfg.BlindClosed,
 	}
 	for _, t := range s.cfg.Tenants {
 		c.Others = append(c.Others, t.Tenant)
@@ -209,9 +235,12 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// addLane opens the lane of the listening socket c.
-func (s *Server) addLane(c *net.UDPConn) error {
-	lane, err := openLane(c)
+// addLane opens the lane of the listening socket c, which is at the address a of the configuration.
+func (s *Server) addLane(c *net.UDPConn, a netip.AddrPort) error {
+	lane, err := s.cfg.Heritage.Lane(a)
+	if lane == nil && err == nil {
+		lane, err = openLane(c)
+	}
 	if err != nil {
 		return fmt.Errorf("turn: second socket on %v, for relayed data: %w; it takes Linux 4.5 or later, see whether a sandbox forbids SO_REUSEPORT or SO_ATTACH_REUSEPORT_CBPF", c.LocalAddr(), err)
 	}
@@ -246,6 +275,9 @@ func (c *Config) complete() error {
 	case c.Drain < 0 || c.Drain > 5*time.Second:
 		return fmt.Errorf("turn: drain %v: want 0 to 5s", c.Drain)
 	}
+	if err := c.completeSiblings(); err != nil {
+		return err
+	}
 	c.Tenants = slices.Clone(c.Tenants) // completed in place
 	if err := c.completeTenants(); err != nil {
 		return err
@@ -256,6 +288,24 @@ func (c *Config) complete() error {
 	setDefault(&c.Idle, defaultIdle)
 	if c.MaxAllocations == 0 || c.MaxAllocations > ports {
 		c.MaxAllocations = ports
+	}
+	return nil
+}
+
+// maxSiblings bounds the look for one that suits a client.
+const maxSiblings = 64
+
+func (c *Config) completeSiblings() error {
+	if len(c.Siblings) > maxSiblings {
+		return fmt.Errorf("turn: %d siblings, at most %d", len(c.Siblings), maxSiblings)
+	}
+	c.Siblings = slices.Clone(c.Siblings)
+	for i := range c.Siblings {
+		s := &c.Siblings[i]
+		s.Address = unmap(s.Address)
+		if !s.Address.IsValid() || s.Address.Addr().IsUnspecified() || s.Address.Port() == 0 || len(s.Domain) > 255 {
+			return fmt.Errorf("turn: sibling %d: want an address and port that clients reach, and a domain of at most 255 bytes, not %v %.20q; set turn.siblings", i, s.Address, s.Domain)
+		}
 	}
 	return nil
 }
@@ -371,6 +421,7 @@ func (s *Server) Close() error {
 	if s.dtls != nil {
 		s.dtls.Close() // while it can still tell its clients
 	}
+	s.forwards.close(true)
 	for _, c := range slices.Concat(s.listeners, s.lanes) {
 		if c == nil {
 			continue
@@ -390,18 +441,20 @@ func (s *Server) Close() error {
 // It can be called once.
 func (s *Server) Serve(ctx context.Context) error {
 	var readers, timer sync.WaitGroup
-	stop := make(chan struct{}) // closed here, ends the timer
-	timer.Go(func() { s.serveTime(stop) })
-	for i, c := range s.listeners {
-		readers.Go(func() { s.serveListener(uint16(i), c) })
-		if lane := s.lanes[i]; lane != nil {
-			readers.Go(func() { s.serveListener(uint16(i), lane) })
+	if s.cfg.Takeover != nil {
+		if err := s.takeOver(ctx); err != nil {
+			return errors.Join(fmt.Errorf("turn: %w", err), s.Close())
 		}
 	}
+	stop := make(chan struct{}) // closed here, ends the timer
+	timer.Go(func() { s.serveTime(stop) })
+	s.readListeners()
 	if s.tcp != nil {
 		readers.Go(func() { s.tcp.Serve(s.serveStream) })
 	}
 	<-ctx.Done()
+	s.moving.Lock() // whoever takes over has, or has not
+	defer s.moving.Unlock()
 	s.drain()
 	// Nothing new is allocated any more. This comes before the connections are closed, so that the
 	// end of their allocations has its true cause.
@@ -413,7 +466,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.stopping.Store(true)
 	s.stopServe()
 	closeErr := s.Close()
-	readers.Wait() // from here on no relay is opened
+	readers.Wait()
+	s.udp.Wait() // from here on no relay is opened
 	close(stop)
 	timer.Wait()
 	s.relays.Wait()
@@ -423,7 +477,7 @@ func (s *Server) Serve(ctx context.Context) error {
 // drain waits for the allocations to end, up to Drain.
 func (s *Server) drain() {
 	s.mu.Lock()
-	s.core.Drain()
+	s.core.Drain(true, time.Time{})
 	s.mu.Unlock()
 	end := time.NewTimer(s.cfg.Drain)
 	defer end.Stop()
@@ -436,6 +490,31 @@ func (s *Server) drain() {
 			return
 		}
 	}
+}
+
+// Drain refuses new allocations from now on, with 300 to a sibling or with 508, and ends those that
+// there still are at end; the zero Time is never.
+func (s *Server) Drain(end time.Time) { s.setDrain(true, end) }
+
+// Undrain takes new allocations again.
+func (s *Server) Undrain() { s.setDrain(false, time.Time{}) }
+
+func (s *Server) setDrain(on bool, end time.Time) {
+	s.moving.RLock()
+	defer s.moving.RUnlock()
+	s.mu.Lock()
+	s.core.Drain(on, end)
+	s.mu.Unlock()
+	s.wakeTimer()
+}
+
+// Oldest returns how many allocations there are and when the oldest of them began, the zero Time if
+// there is none.
+func (s *Server) Oldest() (n int, born time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	born, _ = s.core.Oldest()
+	return s.core.Allocations(), born
 }
 
 // serveTime ends allocations when their time has come.
@@ -476,6 +555,8 @@ func (s *Server) Revoke(pseudonym string) int {
 // Recheck ends the allocations of static users who are no longer among Users with the key that they
 // authenticated with, and returns how many they were. It is to be called when Users has changed.
 func (s *Server) Recheck() int {
+	s.moving.RLock()
+	defer s.moving.RUnlock()
 	w := newWorker(s)
 	s.mu.Lock()
 	n := s.core.Recheck(time.Now(), &w.out)

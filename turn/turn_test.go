@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -54,6 +55,8 @@ type bench struct {
 	ring *keyring.Ring
 	log  *journal
 	stop func() // ends the server and waits
+
+	fails bool // Serve is to return an error
 }
 
 func start(t testing.TB, change ...func(*Config)) *bench {
@@ -72,6 +75,12 @@ func start(t testing.TB, change ...func(*Config)) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.serve(s)
+	return b
+}
+
+// serve runs s until the test ends.
+func (b *bench) serve(s *Server) {
 	b.s = s
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -80,15 +89,14 @@ func start(t testing.TB, change ...func(*Config)) *bench {
 		cancel()
 		select {
 		case err := <-done:
-			if err != nil {
-				t.Errorf("Serve: %v", err)
+			if err != nil != b.fails {
+				b.t.Errorf("Serve: %v", err)
 			}
 		case <-time.After(5 * time.Second):
-			t.Error("Serve does not return")
+			b.t.Error("Serve does not return")
 		}
 	})
-	t.Cleanup(b.stop)
-	return b
+	b.t.Cleanup(b.stop)
 }
 
 // issue makes a token as the WAF does.
@@ -792,4 +800,65 @@ func TestDesksHaveOneHolder(t *testing.T) {
 		}
 	}()
 	p.give(d)
+}
+
+// TestSibling: two servers share a file of keys, as the nodes of one name do. A client that the
+// draining one sends away arrives at the other, by UDP, TCP and TLS; over UDP with the first one's nonce.
+func TestSibling(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	file := filepath.Join(t.TempDir(), "keys.json")
+	tcp, trust := streamed(t)
+	node := func(more ...func(*Config)) *bench {
+		ring, err := keyring.OpenFile(file, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := start(t, append(more, func(c *Config) {
+			c.Keys = ring
+			tcp(c)
+		})...)
+		b.ring = ring
+		return b
+	}
+	b := node()
+	a := node(func(c *Config) {
+		c.Relays = []Relay{{Bind: loopback, MinPort: 40000, MaxPort: 49999}}
+		c.Siblings = []Sibling{
+			{Address: b.s.Addrs()[0], Transport: stun.ProtocolUDP},
+			{Address: b.s.TCPAddrs()[0], Transport: stun.ProtocolTCP, Domain: "localhost"},
+		}
+	})
+	ctx := timeout(t)
+
+	a.s.Drain(time.Time{})
+	for _, network := range []string{"udp", "tcp", "tls"} {
+		server := a.s.Addrs()[0]
+		want := b.s.Addrs()[0]
+		if network != "udp" {
+			server, want = a.s.TCPAddrs()[0], b.s.TCPAddrs()[0]
+		}
+		c, err := turnclient.Dial(turnclient.Config{Server: server, Network: network, TLS: trust, Credential: turnclient.TokenUsername(a.issue("p2", time.Hour))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Allocate(ctx, 0); err != nil || c.Server() != want {
+			t.Errorf("%s: %v, at %v, want %v", network, err, c.Server(), want)
+		}
+		if _, err := c.Refresh(ctx, 0); err != nil {
+			t.Errorf("%s: Refresh: %v", network, err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := a.s.Stats().Refused["draining"]; n != 3 {
+		t.Errorf("%d sent away", n)
+	}
+	if r := b.s.Stats().Refused; r["stale_nonce"] != 2 || r["challenge"] != 0 { // TCP and TLS came from new ports
+		t.Errorf("the sibling refused %v", r)
+	}
+	a.s.Undrain()
+	if _, err := a.client(turnclient.TokenUsername(a.issue("p3", time.Hour))).Allocate(ctx, 0); err != nil {
+		t.Errorf("taken back: %v", err)
+	}
 }

@@ -112,19 +112,21 @@ func NewDTLS(cfg DTLSConfig) *DTLS {
 	return &DTLS{cfg: cfg, gate: newGate(cfg.Limits, refusedCookie), cookies: newCookies(), open: map[clientAt]*Association{}}
 }
 
-// Packet takes a datagram from a client, which it does not keep.
-func (d *DTLS) Packet(listener int, client netip.AddrPort, b []byte) {
+// Packet takes a datagram from a client, which it does not keep. It reports whether it may be anybody's
+// here: not if it is of an association that is unknown.
+func (d *DTLS) Packet(listener int, client netip.AddrPort, b []byte) bool {
 	at := clientAt{listener, client}
 	d.mu.RLock()
 	a := d.open[at]
 	d.mu.RUnlock()
 	if h, ok := parseHello(b); ok && (a == nil || a.random != h.random) {
 		d.hello(at, &h, a)
-		return
+		return true
 	}
 	if a != nil {
 		a.push(b)
 	}
+	return a != nil
 }
 
 // hello takes a ClientHello that does not belong to the association that the client may have.

@@ -20,6 +20,8 @@ type StreamConfig struct {
 	Log   *slog.Logger // nil = discard
 	Key   string       // configuration key that named Addrs, for errors
 	Addrs []netip.AddrPort
+	// Heritage are sockets that are open already; nil = none.
+	Heritage *Heritage
 	// Plain says whether a connection whose first byte this is speaks the role's protocol without
 	// TLS. 22, which begins every TLS ClientHello, is never asked about.
 	Plain func(first byte) bool
@@ -131,7 +133,7 @@ func NewStreams(cfg StreamConfig) (*Streams, error) {
 		}
 	}
 	for _, a := range cfg.Addrs {
-		l, err := TCP(cfg.Key, a)
+		l, err := cfg.Heritage.TCP(cfg.Key, a)
 		if err != nil {
 			return nil, errors.Join(err, s.Close())
 		}
@@ -150,6 +152,16 @@ func (s *Streams) Addrs() []netip.AddrPort {
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+// Listeners are the listening sockets, in the order of Addrs.
+func (s *Streams) Listeners() []net.Listener { return slices.Clone(s.listeners) }
+
+// Leave closes the listening sockets, which another process has too, and goes on with the connections.
+func (s *Streams) Leave() {
+	for _, l := range s.listeners {
+		_ = l.Close() // nothing of it is lost
+	}
+}
 
 // Close closes the sockets and every connection.
 func (s *Streams) Close() error {

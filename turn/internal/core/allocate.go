@@ -112,6 +112,10 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		c.fail(r, out, 405, CauseMobility, nil)
 		return
 	}
+	if c.draining {
+		c.leave(r, out)
+		return
+	}
 	// 10. Quota, by the pseudonym and not by USERNAME, of which each token is a new one.
 	more := 1
 	switch {
@@ -122,10 +126,6 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	if c.held(r.tenant, r.cred.owner)+more > r.tenant.Quota {
 		c.fail(r, out, 486, CauseQuota, nil)
-		return
-	}
-	if c.draining {
-		c.fail(r, out, 508, CauseDraining, nil)
 		return
 	}
 	if c.blind && c.cfg.BlindClosed {
@@ -206,10 +206,7 @@ func (c *Core) Opened(now time.Time, id ID, got Sockets, out *Outbox) {
 			continue
 		}
 		a.halves[i] = half{s, expires}
-		c.relays[s.Relayed] = a
-		if s.Local != s.Relayed {
-			c.locals[s.Local] = s.Relayed
-		}
+		c.address(s, a)
 	}
 	c.reschedule(a)
 	if a.next {

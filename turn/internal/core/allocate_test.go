@@ -222,7 +222,7 @@ func TestRevokeExtendDrain(t *testing.T) {
 		t.Errorf("%d allocations of nobody", n)
 	}
 	w.invariants()
-	w.core.Drain()
+	w.core.Drain(true, time.Time{})
 	w.want(w.ask(alice, w.issue(inUsername, "p1", w.now, time.Hour), stun.Allocate, transport(17)), 508)
 	w.want(w.ask(mallory, w.issue(inUsername, "p2", w.now, time.Hour), stun.Refresh), 0) // who is in, stays
 	w.core.EndAll(w.now, &w.out)

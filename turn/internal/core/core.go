@@ -99,6 +99,9 @@ type Config struct {
 	ReplyBurst int
 	ReplyRate  float64 // per second
 
+	// Siblings are where clients are sent while draining; none = they are told 508.
+	Siblings []Sibling
+
 	// Revoked says whether the session of a pseudonym has been revoked; nil = none ever is.
 	Revoked func(pseudonym string) bool
 	// BlindClosed refuses new allocations while nothing is known of revocations ([Core.Blind]).
@@ -144,6 +147,7 @@ type Core struct {
 	swept    time.Time            // when living was last looked through for what is over
 	kept     int                  // how many were left
 	draining bool
+	drained  time.Time // when draining ends the rest; zero = never
 	blind    bool
 	random   [64 * 12]byte // transaction ids of indications, used from the end
 	left     int           // unused bytes of random
@@ -319,12 +323,18 @@ func (c *Core) NextTimeout() (at time.Time, ok bool) {
 	if n := c.nextWaiting(); n != nil && (!ok || n.expires.Before(at)) {
 		at, ok = n.expires, true
 	}
+	if !c.drained.IsZero() && ok && c.drained.Before(at) {
+		at = c.drained
+	}
 	return at, ok
 }
 
 // Timeout ends the allocations, reservations and waiting connections whose time has come.
 func (c *Core) Timeout(now time.Time, out *Outbox) {
 	out.reset()
+	if !c.drained.IsZero() && !now.Before(c.drained) {
+		c.endAll(now, EndDrained, out)
+	}
 	for len(c.queue) > 0 && c.queue[0].expired(now) {
 		c.expire(c.queue[0], now, out)
 	}
@@ -432,14 +442,29 @@ func (c *Core) Extend(now time.Time, pseudonym string, until time.Time) {
 	}
 }
 
-// Drain refuses new allocations from now on, with 508.
-func (c *Core) Drain() { c.draining = true }
+// Drain refuses new allocations from now on, with 300 to a sibling or with 508, or again takes them.
+// Timeout ends those that there are at end; the zero Time is never.
+func (c *Core) Drain(on bool, end time.Time) { c.draining, c.drained = on, end }
+
+// Oldest returns when the oldest allocation began; ok is false if there is none.
+func (c *Core) Oldest() (born time.Time, ok bool) {
+	for _, a := range c.ids {
+		if !ok || a.born.Before(born) {
+			born, ok = a.born, true
+		}
+	}
+	return born, ok
+}
 
 // EndAll ends all allocations and reservations, for a shutdown.
 func (c *Core) EndAll(now time.Time, out *Outbox) {
 	out.reset()
+	c.endAll(now, EndShutdown, out)
+}
+
+func (c *Core) endAll(now time.Time, why EndCause, out *Outbox) {
 	for len(c.queue) > 0 {
-		c.end(c.queue[0], now, EndShutdown, out)
+		c.end(c.queue[0], now, why, out)
 	}
 	c.release(func(*reservation) bool { return true }, out)
 }

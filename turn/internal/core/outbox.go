@@ -140,7 +140,7 @@ var causes = [NumCauses]struct{ label, text string }{
 	CauseFamily:           {"family", "address family is not the relay's"},
 	CauseQuota:            {"quota", "allocation quota of the pseudonym is reached"},
 	CauseCapacity:         {"capacity", "no capacity left"},
-	CauseDraining:         {"draining", "server is shutting down"},
+	CauseDraining:         {"draining", "server drains"},
 	CausePeer:             {"peer", "peer refused by policy"},
 	CauseNoPermission:     {"no_permission", "no permission for the peer"},
 	CauseChannel:          {"channel", "channel is not bound"},
@@ -172,12 +172,13 @@ const (
 	EndShutdown                     // EndAll
 	EndDisconnected                 // the client's connection is gone
 	EndKilled                       // Kill
+	EndDrained                      // the time that Drain gave is over
 	NumEnds         = iota
 )
 
 // String returns the cause in a word.
 func (c EndCause) String() string {
-	return [NumEnds]string{"expired", "deleted", "revoked", "shutdown", "disconnected", "killed"}[c]
+	return [NumEnds]string{"expired", "deleted", "revoked", "shutdown", "disconnected", "killed", "drained"}[c]
 }
 
 // Ended tells of an allocation that has ended.

@@ -159,7 +159,7 @@ func TestReservationRules(t *testing.T) {
 	if w.core.reservation(token, &credential{owner: "p1", tenant: newTenant(Tenant{})}) >= 0 || w.core.reservation(token, &credential{owner: "p1", tenant: w.core.tenants[0]}) != 0 {
 		t.Error("a reservation is not its tenant's")
 	}
-	w.core.Drain()
+	w.core.Drain(true, time.Time{})
 	w.want(w.ask(another, c, stun.Allocate, transport(17), reserved(token)), 508)
 	if len(w.core.reserved) != 1 {
 		t.Error("a refusal has used the reservation up")
