@@ -29,13 +29,18 @@ func lockData(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("data folder %s: lock: %w", dir, err)
 	}
-	if err := f.Truncate(0); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("data folder %s: %w", dir, err)
-	}
-	if _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); err != nil {
+	if err := claim(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("data folder %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// claim writes who holds the lock, for messages.
+func claim(lock *os.File) error {
+	if err := lock.Truncate(0); err != nil {
+		return err
+	}
+	_, err := lock.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
+	return err
 }

@@ -34,7 +34,9 @@ type cli struct {
 	Turn    turnCmd    `cmd:"" help:"TURN sessions of a running wicgate: list, show, kill; revoke a log-in."`
 	Keys    keysCmd    `cmd:"" help:"Rotate the keys of a TURN server name."`
 	Probe   probeCmd   `cmd:"" help:"Go a browser's way without one, step by step, and say what to check where it fails."`
+	Drain   drainCmd   `cmd:"" help:"Send new users elsewhere, wait for TURN sessions to end, then end the rest. --stop takes it back."`
 	Import  importCmd  `cmd:"" help:"Take over the configuration of another TURN server."`
+	Upgrade upgradeCmd `cmd:"" help:"Put another wicgate in the place of a running TURN server, without a lost call."`
 	Stats   statsCmd   `cmd:"" help:"Print the counters of the roles that run with a data folder, as JSON."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

@@ -25,13 +25,15 @@ type operator struct {
 
 	turn *turn.Server // nil: does not run here
 	waf  *waf.Server  // same
+
+	drain drain
 }
 
 // openDoor makes the admin socket. It starts first and ends last, so that a drain can be watched.
 func (h *house) openDoor() error {
 	version, revision := build()
 	h.metrics = obs.New(version, revision)
-	a, err := admin.New(admin.Config{
+	cfg := admin.Config{
 		Dir: h.data, Log: h.log, Health: &h.health, Metrics: h.metrics.Handler(),
 		Stats: func() map[string]any {
 			all := map[string]any{}
@@ -42,13 +44,24 @@ func (h *house) openDoor() error {
 		},
 		TURN:    h.sessions,
 		Revoker: func() admin.Revoker { return h },
-		Reload:  h.reload,
-	})
-	if err != nil {
+		Reload:  h.reload, Drainer: h, Upgrade: h,
+	}
+	h.parts = append(h.parts, life.Part{Name: "admin", Serve: h.onceServing(func(ctx context.Context) error {
+		if h.door == nil { // told already
+			<-ctx.Done()
+			return nil
+		}
+		return h.door.Serve(ctx)
+	})})
+	h.begin = func() (err error) {
+		h.door, err = admin.New(cfg)
+		close(h.serving)
 		return err
 	}
-	h.parts = append(h.parts, life.Part{Name: "admin", Serve: a.Serve})
-	return nil
+	if h.taker != nil {
+		return nil // the socket is another process's yet
+	}
+	return h.begin()
 }
 
 // gauge is a metric of a single value.
@@ -91,14 +104,15 @@ func (h *house) observe() error {
 		}
 	}
 	if on := h.file.Admin.Listen; on.IsValid() {
-		o, err := admin.NewObserver("admin.listen", on.AddrPort, &h.health, h.metrics.Handler(), h.log)
+		o, err := admin.NewObserver("admin.listen", on.AddrPort, h.observerHeritage, &h.health, h.metrics.Handler(), h.log)
 		if err != nil {
 			return err
 		}
+		h.observer = o
 		// After the socket, before every role: it too answers until the roles have drained.
-		h.parts = append([]life.Part{h.parts[0], {Name: "observer", Serve: o.Serve}}, h.parts[1:]...)
+		h.parts = append([]life.Part{h.parts[0], {Name: "observer", Serve: h.onceServing(o.Serve)}}, h.parts[1:]...)
 	}
-	h.parts = append(h.parts, life.Part{Name: "health", Serve: h.health.Serve})
+	h.parts = append(h.parts, life.Part{Name: "health", Serve: h.onceServing(h.health.Serve)})
 	return nil
 }
 
@@ -194,6 +208,11 @@ const revocationLife = 3 * 24 * time.Hour
 
 // Revoke implements [admin.Revoker].
 func (h *house) Revoke(ctx context.Context, kind, name string) (done admin.Revoked, err error) {
+	stay, err := h.staying()
+	if err != nil {
+		return done, err
+	}
+	defer stay()
 	if kind != admin.KindPseudonym {
 		done, err = h.revokeUser(ctx, name)
 		if err == nil || kind == admin.KindUser || !errors.Is(err, admin.ErrNotFound) {
@@ -216,6 +235,7 @@ func (h *house) Revoke(ctx context.Context, kind, name string) (done admin.Revok
 	if t := h.operator.turn; t != nil {
 		t.Revoke(name) // at once: the news of it may take a moment, or be lost
 	}
+	done.Allocations += h.revokeWithElders(ctx, name)
 	if err == nil && !found {
 		err = fmt.Errorf("%q is the pseudonym of no log-in here, and no user's name: %w", name, admin.ErrNotFound)
 	}
@@ -256,10 +276,13 @@ func (h *house) sessions() admin.TURN {
 	if h.operator.turn == nil {
 		return nil
 	}
-	return turnSessions{h.operator.turn}
+	return turnSessions{h, h.operator.turn}
 }
 
-type turnSessions struct{ s *turn.Server }
+type turnSessions struct {
+	h *house
+	s *turn.Server
+}
 
 // Sessions implements [admin.TURN].
 func (t turnSessions) Sessions() (out []admin.Session) {
@@ -280,11 +303,11 @@ func (t turnSessions) Sessions() (out []admin.Session) {
 		}
 		out = append(out, x)
 	}
-	return out
+	return append(out, t.h.eldersSessions()...)
 }
 
 // Kill implements [admin.TURN].
 func (t turnSessions) Kill(id string) bool {
 	n, err := strconv.ParseUint(id, 10, 64)
-	return err == nil && t.s.Kill(n)
+	return err == nil && (t.s.Kill(n) || t.h.killWithElders(id))
 }

@@ -10,8 +10,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"wicgate/internal/config"
 	"wicgate/internal/listen"
 	"wicgate/internal/probe"
@@ -149,12 +147,7 @@ type show struct {
 }
 
 func newShow(out io.Writer, quiet bool) show {
-	f, ok := out.(*os.File)
-	live := false
-	if ok {
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		live = err == nil && os.Getenv("TERM") != "dumb"
-	}
+	live := isTerminal(out) && os.Getenv("TERM") != "dumb"
 	return show{out, live, live && os.Getenv("NO_COLOR") == "", quiet}
 }
 

@@ -42,6 +42,9 @@ type runCmd struct {
 	Roles  []string `arg:"" optional:"" enum:"turn,waf,wwsf,epcscf,imsagw,democore" help:"turn, waf, wwsf, epcscf, imsagw, democore. Default: all." placeholder:"ROLE"`
 	Config string   `help:"Configuration file; wicgate.yaml in the source explains every key. Default: none, all roles on loopback." type:"existingfile" placeholder:"FILE"`
 	Data   string   `help:"Folder for keys, the development CA and state. Made if it is not there." default:"wicgate-data" type:"path" placeholder:"DIR"`
+
+	Takeover bool          `help:"Take over from the wicgate that runs with this data folder: its sockets and TURN sessions, without a lost call. It then ends. For turn alone."`
+	Within   time.Duration `help:"With --takeover: how long the other may keep its connections (TCP, TLS, DTLS), which cannot move; 0 to 24h." default:"12h" placeholder:"TIME"`
 }
 
 // Help implements [kong.HelpProvider].
@@ -54,6 +57,7 @@ Examples:
 	wicgate run --config wicgate.yaml      all six, as the file says
 	wicgate run turn --config turn.yaml    a TURN server alone
 	wicgate run waf wwsf epcscf imsagw     with an operator's core
+	wicgate run turn --takeover            a new version, in place of the one that runs
 `
 }
 
@@ -65,28 +69,43 @@ func (c *runCmd) Run(out io.Writer) error {
 	}
 	ctx, stop := untilSignal()
 	defer stop()
+	if c.Within < 0 || c.Within > 24*time.Hour {
+		return misuse(fmt.Sprintf("--within %v: want 0 to 24h", c.Within))
+	}
 	h := &house{file: file, data: c.Data, roles: c.Roles, stats: map[string]func() any{}}
 	h.reloader.begin(c.Config, file)
 	defer h.reloader.end()
 	h.log = newLog(file.Log.Format, &h.reloader.level)
+	ctx = h.prepare(ctx)
 	if len(h.roles) == 0 {
 		h.roles = allRoles
 	}
 	if err := refuse(check.Cheap(check.Input{File: file, Data: c.Data, Roles: h.roles}), h.log); err != nil {
 		return err
 	}
-	lock, err := lockData(c.Data)
+	if c.Takeover {
+		err = h.follow(ctx, c.Within)
+	} else {
+		h.lock, err = lockData(c.Data)
+	}
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer h.lock.Close()
 	defer h.close()
+	h.ready = func() { h.greet(out, time.Since(started)) }
 	if err := h.build(); err != nil {
 		return err
 	}
-	h.greet(out, time.Since(started))
+	if !c.Takeover {
+		h.ready()
+	}
 	err = life.Run(ctx, h.log, h.parts...)
-	if err == nil {
+	switch {
+	case err != nil:
+	case h.gone.Load():
+		fmt.Fprintf(out, "wicgate has handed over to process %d and ended.\n", h.Process().Next)
+	default:
 		fmt.Fprintln(out, "wicgate has drained and ended.")
 	}
 	return err
@@ -123,6 +142,7 @@ type house struct {
 	news     news
 	reloader reloader
 	operator
+	succession
 	shared *listen.Handover // where turn.listen_tcp has the address of https.listen; else nil
 }
 
@@ -437,6 +457,9 @@ func (h *house) greet(out io.Writer, took time.Duration) {
 		h.greetPortal(out)
 	}
 	fmt.Fprintf(out, "\n  Ctrl-C drains and ends it.\n")
+	if err := notify(); err != nil {
+		h.log.Warn("service manager not told", "error", err)
+	}
 }
 
 func (h *house) greetPortal(out io.Writer) {

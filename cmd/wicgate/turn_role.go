@@ -11,6 +11,7 @@ import (
 	"wicgate/internal/peerpolicy"
 	"wicgate/internal/secret"
 	"wicgate/internal/session"
+	"wicgate/internal/wire/stun"
 	"wicgate/turn"
 )
 
@@ -49,15 +50,19 @@ func (h *house) turn(*http.ServeMux) error {
 	if web := h.file.HTTPS.Listen.AddrPort; (h.has("waf") || h.has("wwsf") || h.has("epcscf")) && slices.Contains(tcp, web) {
 		h.shared = listen.NewHandover(web)
 	}
-	s, err := turn.New(turn.Config{
+	cfg := turn.Config{
 		Log: h.log.With("role", "turn"), Listen: addrPorts(c.Listen), TCP: tcp, Certificate: h.cert, HTTPS: h.shared,
 		Proxies: prefixes(c.TrustedProxies), DTLS: c.DTLS,
 		Relays: relays(c.Relay),
 		Tenant: tenants[0], Tenants: others,
 		Revoked: h.news.follower.Revoked, BlindClosed: c.Blind == "closed",
 		NATDiscovery: c.NATDiscovery != "off", NATReflect: c.NATDiscovery == "reflect", NATClassic: c.NATDiscovery == "rfc3489",
-		TCPRelay: c.TCPRelay, Mobility: c.Mobility, ChannelNumbers5766: c.ChannelNumbers == "rfc5766",
-	})
+		TCPRelay: c.TCPRelay, Mobility: c.Mobility, ChannelNumbers5766: c.ChannelNumbers == "rfc5766", Siblings: siblings(c.Siblings),
+	}
+	if h.taker != nil {
+		cfg.Heritage, cfg.Takeover = h.heritage, h.takeOver
+	}
+	s, err := turn.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -67,6 +72,13 @@ func (h *house) turn(*http.ServeMux) error {
 	})
 	h.add("turn", s.Serve, func() any { return s.Stats() })
 	return nil
+}
+
+func siblings(list []config.Sibling) (out []turn.Sibling) {
+	for _, s := range list {
+		out = append(out, turn.Sibling{Address: s.Address.AddrPort, Domain: s.Domain, Transport: map[string]uint8{"udp": stun.ProtocolUDP, "tcp": stun.ProtocolTCP}[s.Transport]})
+	}
+	return out
 }
 
 // tenants are those of f, the first first, without their keys. secrets are the first's.

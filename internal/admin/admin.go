@@ -10,6 +10,14 @@
 //	POST   /v1/revoke               {"name": "…"}: ends a log-in and all that it holds; name is a
 //	                                pseudonym or a user. {"user": …} or {"pseudonym": …} say which
 //	POST   /v1/reload               {"dry_run": false}: reads the configuration again
+//	GET    /v1/drain                how far a drain is
+//	POST   /v1/drain                {"within_seconds": n}: sends new users elsewhere, and ends what
+//	                                is left of TURN sessions after that time
+//	DELETE /v1/drain                takes it back
+//	GET    /v1/process              who answers: {"pid": …, "version": …}
+//	POST   /v1/upgrade              {"program": path, "within_seconds": n}: starts it, to take over
+//	                                from this process
+//	POST   /v1/takeover             how that one begins; the connection is internal/takeover's then
 //	GET    /healthz /readyz         alive; ready, with the reason why not
 //	GET    /metrics                 Prometheus
 //
@@ -29,6 +37,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -90,6 +99,48 @@ const (
 	KindPseudonym = "pseudonym" // of a log-in session
 )
 
+// Drain is how far a drain is.
+type Drain struct {
+	Draining bool `json:"draining"`
+	Sessions int  `json:"sessions"` // TURN sessions left
+	// Oldest is the age of the oldest of them, and Left is how long until they are ended, in seconds.
+	Oldest int64 `json:"oldest_seconds"`
+	Left   int64 `json:"left_seconds"`
+}
+
+// maxDrain bounds how long TURN sessions may be waited for.
+const maxDrain = 24 * time.Hour
+
+// Drainer sends new users elsewhere.
+type Drainer interface {
+	// Drain does so from now on, and ends what is left after within.
+	Drain(within time.Duration)
+	// Undrain takes it back.
+	Undrain()
+	// Drained says how far it is.
+	Drained() Drain
+}
+
+// Process is who answers.
+type Process struct {
+	PID     int    `json:"pid"`
+	Version string `json:"version"`
+	// Next is the process that was started to take over from this one, 0 = none, and Failed why nothing
+	// came of it.
+	Next   int    `json:"next,omitempty"`
+	Failed string `json:"failed,omitempty"`
+}
+
+// Upgrader starts the process that comes after this one, and is taken over from.
+type Upgrader interface {
+	Process() Process
+	// Upgrade starts program with the arguments of this process, and returns at once.
+	Upgrade(program string, within time.Duration) (Process, error)
+	// TakeOver serves c, of a process of the same user that is to take over from this one, until ctx
+	// ends or all is said.
+	TakeOver(ctx context.Context, c *net.UnixConn)
+}
+
 // ErrNotFound says that a revocation names nobody. Wrap it to say where was looked.
 var ErrNotFound = errors.New("not found")
 
@@ -109,12 +160,18 @@ type Config struct {
 	TURN    func() TURN    // asked at each request, as roles start after the door; nil result: none here
 	Revoker func() Revoker // same
 	Reload  Reloader
+	Drainer Drainer
+	Upgrade Upgrader
 }
 
 // Server answers on the socket.
 type Server struct {
-	l   net.Listener
+	l   *net.UnixListener
 	srv *http.Server
+	api *api
+
+	mu   sync.Mutex // guards name
+	name string     // of the socket
 }
 
 // New opens the socket in cfg.Dir with mode 0600. A socket that a killed process left is replaced;
@@ -127,7 +184,7 @@ func New(cfg Config) (*Server, error) {
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("admin: old socket: %w", err)
 	}
-	l, err := net.Listen("unix", name)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("admin: socket %s: %w\n  hint: a socket's path may have 107 bytes; use a data folder with a shorter name", name, err)
 	}
@@ -135,14 +192,51 @@ func New(cfg Config) (*Server, error) {
 		l.Close()
 		return nil, fmt.Errorf("admin: socket %s: %w", name, err)
 	}
+	l.SetUnlinkOnClose(false) // the name may be another process's by then
 	owner := door{uid: os.Geteuid(), log: cfg.Log}
-	srv := server(owner.guard(newAPI(cfg)), cfg.Log)
+	api, mux := newAPI(cfg)
+	srv := server(owner.guard(mux), cfg.Log)
 	srv.ConnContext = owner.note
-	return &Server{l, srv}, nil
+	return &Server{l: l, srv: srv, api: api, name: name}, nil
 }
 
 // Serve answers until ctx ends, and removes the socket.
-func (s *Server) Serve(ctx context.Context) error { return serve(ctx, s.srv, s.l) }
+func (s *Server) Serve(ctx context.Context) error {
+	err := serve(ctx, s.srv, s.l)
+	s.api.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(err, os.Remove(s.name))
+}
+
+// Alias gives the socket a second name in the data folder. Then Rename makes it the only one, so that
+// the first is free for the next process, or Unalias takes it away again.
+func (s *Server) Alias(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	alias := filepath.Join(filepath.Dir(s.name), name)
+	if err := os.Remove(alias); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("admin: %w", err)
+	}
+	if err := os.Link(s.name, alias); err != nil {
+		return fmt.Errorf("admin: second name of the socket: %w", err)
+	}
+	return nil
+}
+
+// Unalias takes an Alias away.
+func (s *Server) Unalias(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = os.Remove(filepath.Join(filepath.Dir(s.name), name)) // the next Alias does it, if this fails
+}
+
+// Rename makes an Alias the only name. The other is not removed: it may be the next process's already.
+func (s *Server) Rename(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.name = filepath.Join(filepath.Dir(s.name), name)
+}
 
 // server is an http.Server with bounds.
 func server(h http.Handler, log *slog.Logger) *http.Server {
@@ -158,7 +252,11 @@ func serve(ctx context.Context, srv *http.Server, l net.Listener) error {
 	go func() { done <- srv.Serve(limit(l, maxConns)) }()
 	select {
 	case err := <-done:
-		return fmt.Errorf("admin: %w", err)
+		if !errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("admin: %w", err)
+		}
+		done <- http.ErrServerClosed // Leave has closed the listener
+		<-ctx.Done()
 	case <-ctx.Done():
 	}
 	grace, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -75,7 +75,7 @@ func start(t *testing.T, cfg Config) Client {
 			t.Errorf("Serve = %v", err)
 		}
 	})
-	return Client{cfg.Dir}
+	return Client{Dir: cfg.Dir}
 }
 
 func TestStatsOverTheSocket(t *testing.T) {
@@ -96,7 +96,7 @@ func TestStatsOverTheSocket(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.Serve(ctx) }()
-	c := Client{dir}
+	c := Client{Dir: dir}
 	for want := 1; want <= 2; want++ {
 		var got map[string]map[string]int
 		if err := c.Do(t.Context(), "GET", "/v1/stats", nil, &got); err != nil || got["turn"]["allocations"] != want {
@@ -122,7 +122,7 @@ func TestDeadSocket(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	_ = l.Close() // the file stays, nobody listens
-	err = Client{dir}.Do(t.Context(), "GET", "/v1/stats", nil, &struct{}{})
+	err = Client{Dir: dir}.Do(t.Context(), "GET", "/v1/stats", nil, &struct{}{})
 	if err == nil || !strings.Contains(err.Error(), "connection refused\n  hint: wicgate was there and did not end in order") {
 		t.Errorf("%v", err)
 	}
@@ -252,14 +252,14 @@ func TestRevoke(t *testing.T) {
 func TestSlowRevocation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
-		a := newAPI(Config{Log: slog.New(slog.DiscardHandler), Health: &Health{}, Revoker: func() Revoker {
+		_, mux := newAPI(Config{Log: slog.New(slog.DiscardHandler), Health: &Health{}, Revoker: func() Revoker {
 			return revoker(func(ctx context.Context, _, _ string) (Revoked, error) {
 				<-ctx.Done()
 				return Revoked{LogIns: 3}, ctx.Err()
 			})
 		}})
 		w := httptest.NewRecorder()
-		a.ServeHTTP(w, httptest.NewRequest("POST", "/v1/revoke", strings.NewReader(`{"user":"alice"}`)))
+		mux.ServeHTTP(w, httptest.NewRequest("POST", "/v1/revoke", strings.NewReader(`{"user":"alice"}`)))
 		if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "run it again") || time.Since(begin) >= answerTime {
 			t.Errorf("after %v: %d %s", time.Since(begin), w.Code, w.Body)
 		}
@@ -330,6 +330,10 @@ func TestHealth(t *testing.T) {
 	ready("ready\nkeys: degraded: turn-keys.json is gone\n")
 	keys = nil
 	ready("ready\n")
+	h.Leave(true)
+	ready("not ready\ndraining: no new calls; those under way may end\n")
+	h.Leave(false)
+	ready("ready\n")
 	h.Draining()
 	ready("not ready\ndraining: no new calls; those under way may end\n")
 	h.Serving() // too late
@@ -354,7 +358,7 @@ func TestObserver(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	h := &Health{}
 	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "wicgate_up 1\n") })
-	o, err := NewObserver("admin.listen", netip.MustParseAddrPort("127.0.0.1:0"), h, metrics, slog.New(slog.DiscardHandler))
+	o, err := NewObserver("admin.listen", netip.MustParseAddrPort("127.0.0.1:0"), nil, h, metrics, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,4 +471,42 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// fakeDrainer notes what it is asked for.
+type fakeDrainer struct {
+	d      Drain
+	within time.Duration
+}
+
+func (f *fakeDrainer) Drain(within time.Duration) { f.d.Draining, f.within = true, within }
+func (f *fakeDrainer) Undrain()                   { f.d.Draining = false }
+func (f *fakeDrainer) Drained() Drain             { return f.d }
+
+func TestDrain(t *testing.T) {
+	f := &fakeDrainer{d: Drain{Sessions: 3, Oldest: 7, Left: 9}}
+	c := start(t, Config{Drainer: f})
+	for _, q := range []struct {
+		method string
+		body   any
+		want   string // of the answer or the error
+		within time.Duration
+	}{
+		{"GET", nil, "{Draining:false Sessions:3 Oldest:7 Left:9}", 0},
+		{"POST", map[string]int{"within_seconds": 600}, "{Draining:true Sessions:3 Oldest:7 Left:9}", 10 * time.Minute},
+		{"POST", map[string]int{"within_seconds": 86401}, "want {\"within_seconds\": n} with n from 0 to 86400", 10 * time.Minute},
+		{"POST", map[string]int{"within_seconds": -1}, "want {", 10 * time.Minute},
+		{"POST", map[string]int{"within": 1}, "want {", 10 * time.Minute},
+		{"DELETE", nil, "{Draining:false Sessions:3 Oldest:7 Left:9}", 10 * time.Minute},
+	} {
+		var d Drain
+		err := c.Do(t.Context(), q.method, "/v1/drain", q.body, &d)
+		got := fmt.Sprintf("%+v", d)
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.HasPrefix(got, q.want) || f.within != q.within {
+			t.Errorf("%s %v: %s, within %v", q.method, q.body, got, f.within)
+		}
+	}
 }

@@ -5,9 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 )
 
 // failure is an error as the API writes it.
@@ -38,10 +43,22 @@ type SessionList struct {
 }
 
 // api has the routes of the socket.
-type api struct{ cfg Config }
+type api struct {
+	cfg   Config
+	ctx   context.Context // of the connections that are no HTTP any more; ended by end
+	stop  context.CancelFunc
+	taken sync.WaitGroup // those connections
+}
 
-func newAPI(cfg Config) http.Handler {
-	a := &api{cfg}
+// end ends the connections that are no HTTP any more.
+func (a *api) end() {
+	a.stop()
+	a.taken.Wait()
+}
+
+func newAPI(cfg Config) (*api, http.Handler) {
+	a := &api{cfg: cfg}
+	a.ctx, a.stop = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/stats", a.stats)
 	mux.HandleFunc("GET /v1/turn/sessions", a.sessions)
@@ -49,8 +66,21 @@ func newAPI(cfg Config) http.Handler {
 	mux.HandleFunc("DELETE /v1/turn/sessions/{id}", a.kill)
 	mux.HandleFunc("POST /v1/revoke", a.revoke)
 	mux.HandleFunc("POST /v1/reload", a.reload)
+	if d := cfg.Drainer; d != nil {
+		mux.HandleFunc("GET /v1/drain", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.Drained()) })
+		mux.HandleFunc("POST /v1/drain", a.drain)
+		mux.HandleFunc("DELETE /v1/drain", func(w http.ResponseWriter, _ *http.Request) {
+			d.Undrain()
+			answer(w, http.StatusOK, d.Drained())
+		})
+	}
+	if u := cfg.Upgrade; u != nil {
+		mux.HandleFunc("GET /v1/process", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, u.Process()) })
+		mux.HandleFunc("POST /v1/upgrade", a.upgrade)
+		mux.HandleFunc("POST /v1/takeover", a.takeOver)
+	}
 	observe(mux, cfg.Health, cfg.Metrics)
-	return mux
+	return a, mux
 }
 
 // observe adds what an observer may see.
@@ -158,6 +188,68 @@ func (a *api) kill(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, struct {
 		Killed string `json:"killed"`
 	}{id})
+}
+
+func (a *api) drain(w http.ResponseWriter, r *http.Request) {
+	var q struct {
+		Within int64 `json:"within_seconds"`
+	}
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&q); err != nil || q.Within < 0 || q.Within > int64(maxDrain/time.Second) {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("want {\"within_seconds\": n} with n from 0 to %d", int64(maxDrain/time.Second)), "")
+		return
+	}
+	a.cfg.Drainer.Drain(time.Duration(q.Within) * time.Second)
+	answer(w, http.StatusOK, a.cfg.Drainer.Drained())
+}
+
+func (a *api) upgrade(w http.ResponseWriter, r *http.Request) {
+	var q struct {
+		Program string `json:"program"`
+		Within  int64  `json:"within_seconds"`
+	}
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&q); err != nil || !filepath.IsAbs(q.Program) || q.Within < 0 || q.Within > int64(maxDrain/time.Second) {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("want {\"program\": \"/path\", \"within_seconds\": n} with n from 0 to %d", int64(maxDrain/time.Second)), "")
+		return
+	}
+	p, err := a.cfg.Upgrade.Upgrade(q.Program, time.Duration(q.Within)*time.Second)
+	if err != nil {
+		refuse(w, http.StatusConflict, err.Error(), "")
+		return
+	}
+	answer(w, http.StatusOK, p)
+}
+
+// upgradeProtocol is the name of internal/takeover in HTTP's Upgrade (RFC 9110 §7.8).
+const upgradeProtocol = "wicgate-takeover"
+
+// takeOver gives the connection away, if the process at its other end is of the same user: it gets the
+// clients' keys.
+func (a *api) takeOver(w http.ResponseWriter, r *http.Request) {
+	who, _ := r.Context().Value(callerKey{}).(caller)
+	if who.err != nil || !who.known || who.uid != os.Geteuid() {
+		refuse(w, http.StatusForbidden, "only a process of the same user takes over", fmt.Sprintf("start it as the user with the number %d", os.Geteuid()))
+		return
+	}
+	if r.Header.Get("Upgrade") != upgradeProtocol {
+		refuse(w, http.StatusUpgradeRequired, "this is how a process takes over from another; \"wicgate run --takeover\" does it", "")
+		return
+	}
+	c, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, "the connection is not free", "")
+		return
+	}
+	a.taken.Add(1) // end comes after HTTP's end, and so after this
+	defer a.taken.Done()
+	defer c.Close() //nolint:errcheck // there is nothing more to say
+	u := unlimited(c).(*net.UnixConn)
+	if _, err := rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + upgradeProtocol + "\r\n\r\n"); err == nil && rw.Flush() == nil {
+		a.cfg.Upgrade.TakeOver(a.ctx, u)
+	}
 }
 
 func (a *api) revoke(w http.ResponseWriter, r *http.Request) {

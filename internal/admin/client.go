@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -13,13 +14,72 @@ import (
 	"net/url"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // maxAnswer bounds what the client reads, in bytes: maxSessions of the longest.
 const maxAnswer = 80 << 20
 
 // Client asks the process that uses a data folder.
-type Client struct{ Dir string }
+type Client struct {
+	Dir    string
+	Socket string // its name there; "" = SocketName
+}
+
+// name is the socket's path.
+func (c Client) name() string {
+	if c.Socket == "" {
+		return filepath.Join(c.Dir, SocketName)
+	}
+	return filepath.Join(c.Dir, c.Socket)
+}
+
+// TakeOver asks the process to be taken over from, by what is said on the connection then.
+func (c Client) TakeOver(ctx context.Context) (*net.UnixConn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.name())
+	if err != nil {
+		return nil, fmt.Errorf("nobody answers in %s: %w\n  hint: %s", c.Dir, cause(err), c.hint(err))
+	}
+	u := conn.(*net.UnixConn)
+	res, err := switchProtocol(ctx, u)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("admin: ask to take over: %w", err), u.Close())
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		b, _ := io.ReadAll(io.LimitReader(res.Body, maxBody)) // for the words
+		return nil, errors.Join(refusal(res, b), u.Close())
+	}
+	return u, nil
+}
+
+func switchProtocol(ctx context.Context, u *net.UnixConn) (*http.Response, error) {
+	end, ok := ctx.Deadline()
+	if !ok {
+		end = time.Now().Add(readTime)
+	}
+	if err := u.SetDeadline(end); err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://admin/v1/takeover", http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", upgradeProtocol)
+	if err := req.Write(u); err != nil {
+		return nil, err
+	}
+	return http.ReadResponse(bufio.NewReader(u), req) // behind a 101 the other side waits for us
+}
+
+// refusal is what an answer that is not 200 says.
+func refusal(res *http.Response, b []byte) error {
+	var f failureForm
+	if json.Unmarshal(b, &f) != nil || f.Error.Message == "" {
+		f.Error = failure{Message: fmt.Sprintf("%s %s: %s", res.Request.Method, res.Request.URL.Path, res.Status)}
+	}
+	return &Error{res.StatusCode, f.Error.Message, f.Error.Hint}
+}
 
 // Error is a refusal by the process that was asked.
 type Error struct {
@@ -51,7 +111,7 @@ func (c Client) Do(ctx context.Context, method, path string, body, out any) erro
 		return err
 	}
 	hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(c.Dir, SocketName))
+		return (&net.Dialer{}).DialContext(ctx, "unix", c.name())
 	}}}
 	res, err := hc.Do(req)
 	if err != nil {
@@ -65,11 +125,7 @@ func (c Client) Do(ctx context.Context, method, path string, body, out any) erro
 	case len(b) > maxAnswer:
 		return fmt.Errorf("admin: %s %s: the answer has more than %d bytes", method, path, maxAnswer)
 	case res.StatusCode != http.StatusOK:
-		var f failureForm
-		if json.Unmarshal(b, &f) != nil || f.Error.Message == "" {
-			f.Error = failure{Message: fmt.Sprintf("%s %s: %s", method, path, res.Status)}
-		}
-		return &Error{res.StatusCode, f.Error.Message, f.Error.Hint}
+		return refusal(res, b)
 	}
 	if raw, ok := out.(*[]byte); ok {
 		*raw = b

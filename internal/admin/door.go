@@ -25,9 +25,7 @@ type caller struct {
 
 // note is for http.Server.ConnContext.
 func (d door) note(ctx context.Context, c net.Conn) context.Context {
-	if l, ok := c.(*limitedConn); ok {
-		c = l.Conn
-	}
+	c = unlimited(c)
 	who := caller{err: fmt.Errorf("%T is no Unix socket", c)}
 	if u, ok := c.(*net.UnixConn); ok {
 		who = peer(u)

@@ -19,10 +19,11 @@ const (
 //
 //	starting ──Serving──► serving ──Draining──► draining, for good
 //
-// While serving it is ready if every part's check says so. The zero value is starting.
+// [Health.Leave] says the same of a process that may come back. While serving it is ready if every part's check says so. The zero value is starting.
 type Health struct {
 	mu    sync.Mutex // guards the following
 	state healthState
+	leave bool
 	parts []*part
 }
 
@@ -72,6 +73,13 @@ func (h *Health) Serving() { h.to(serving) }
 // Draining says that the end has begun.
 func (h *Health) Draining() { h.to(draining) }
 
+// Leave says that new users are to go elsewhere, or again are welcome.
+func (h *Health) Leave(on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.leave = on
+}
+
 func (h *Health) to(s healthState) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -110,6 +118,9 @@ func (r Report) String() string {
 func (h *Health) Ready(ctx context.Context) Report {
 	h.mu.Lock()
 	state, parts := h.state, slices.Clone(h.parts)
+	if h.leave && state == serving {
+		state = draining
+	}
 	h.mu.Unlock()
 	switch state {
 	case starting:

@@ -38,6 +38,14 @@ func (l *limited) Close() error {
 	return l.Listener.Close()
 }
 
+// unlimited is the connection below.
+func unlimited(c net.Conn) net.Conn {
+	if l, ok := c.(*limitedConn); ok {
+		return l.Conn
+	}
+	return c
+}
+
 type limitedConn struct {
 	net.Conn
 	free func()

@@ -17,9 +17,9 @@ type Observer struct {
 	srv *http.Server
 }
 
-// NewObserver opens the address.
-func NewObserver(key string, addr netip.AddrPort, health *Health, metrics http.Handler, log *slog.Logger) (*Observer, error) {
-	l, err := listen.TCP(key, addr)
+// NewObserver opens the address, or takes the socket of it in heritage, which may be nil.
+func NewObserver(key string, addr netip.AddrPort, heritage *listen.Heritage, health *Health, metrics http.Handler, log *slog.Logger) (*Observer, error) {
+	l, err := heritage.TCP(key, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -30,6 +30,16 @@ func NewObserver(key string, addr netip.AddrPort, health *Health, metrics http.H
 
 // Addr is the address that it listens on.
 func (o *Observer) Addr() netip.AddrPort { return o.l.Addr().(*net.TCPAddr).AddrPort() }
+
+// Listener is the listening socket.
+func (o *Observer) Listener() *net.TCPListener { return o.l.(*net.TCPListener) }
+
+// Leave answers no new connection: another process has the listening socket too. Those that are there are
+// answered still.
+func (o *Observer) Leave() {
+	_ = o.l.Close() // nothing is lost by it
+	o.srv.SetKeepAlivesEnabled(false)
+}
 
 // Serve answers until ctx ends.
 func (o *Observer) Serve(ctx context.Context) error { return serve(ctx, o.srv, o.l) }

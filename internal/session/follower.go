@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -77,6 +78,13 @@ func (f *Follower) Revoked(pseudonym string) bool {
 	defer f.mu.Unlock()
 	until, ok := f.revoked[pseudonym]
 	return ok && time.Now().Before(until)
+}
+
+// Revocations are the sessions that are known to be revoked, and until when that matters.
+func (f *Follower) Revocations() map[string]time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.revoked)
 }
 
 // Ready is nil unless the follower is blind.

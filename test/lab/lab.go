@@ -218,6 +218,7 @@ func TryStart(t testing.TB, h *Host, data string, args ...string) (*Process, err
 	go func() {
 		defer close(read)
 		r := bufio.NewReader(out)
+		var once sync.Once
 		for first := true; ; first = false {
 			line, err := r.ReadString('\n')
 			p.mu.Lock()
@@ -230,7 +231,7 @@ func TryStart(t testing.TB, h *Host, data string, args ...string) (*Process, err
 				p.Ready = time.Since(begin)
 			}
 			if strings.Contains(line, "Ctrl-C") { // the last line of what it says when ready
-				close(ready)
+				once.Do(func() { close(ready) }) // a process that takes over has the same output
 			}
 		}
 	}()

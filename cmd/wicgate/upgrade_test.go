@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestTakeoverArgs(t *testing.T) {
+	for _, q := range []struct{ args, want string }{
+		{"run turn", "run turn --takeover --within=1h0m0s"},
+		{"run turn --takeover --within=12h0m0s", "run turn --takeover --within=1h0m0s"},
+		{"run --within 12h --takeover turn --data d", "run turn --data d --takeover --within=1h0m0s"},
+	} {
+		args := strings.Fields(q.args)
+		before := slices.Clone(args)
+		if got := strings.Join(takeoverArgs(args, time.Hour), " "); got != q.want || !slices.Equal(args, before) {
+			t.Errorf("%q: %q", q.args, got)
+		}
+	}
+}
+
+// TestNotify: a service manager is told who is the main process.
+func TestNotify(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", name)
+	if err := notify(); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	if n, err := l.Read(b); err != nil || string(b[:n]) != fmt.Sprintf("MAINPID=%d\nREADY=1", os.Getpid()) {
+		t.Errorf("%q, %v", b[:n], err)
+	}
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := notify(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestJoinedState(t *testing.T) {
+	revoked := map[string]time.Time{"p": time.Unix(1_900_000_000, 0).UTC()}
+	b := joinState(revoked, []byte("state"))
+	got, state, err := splitState(b)
+	if d := cmp.Diff(revoked, got); d != "" || string(state) != "state" || err != nil {
+		t.Errorf("%s%q, %v", d, state, err)
+	}
+	if got, state, err := splitState(joinState(nil, nil)); got != nil || len(state) > 0 || err != nil {
+		t.Errorf("%v, %q, %v", got, state, err)
+	}
+	for _, b := range [][]byte{nil, {0, 0, 0}, {255, 255, 255, 255}, {0, 0, 0, 9, '{', '}'}, {0, 0, 0, 1, '{'}, bytes.Repeat([]byte{'1'}, 20)} {
+		if _, _, err := splitState(b); err == nil {
+			t.Errorf("%q is taken", b)
+		}
+	}
+}
