@@ -120,7 +120,7 @@ func (b *bench) flow(c *turnclient.Client) *flow {
 	}
 	var all, readers sync.WaitGroup
 	sent := 0
-	var out, in map[uint32]bool = map[uint32]bool{}, map[uint32]bool{}
+	out, in := map[uint32]bool{}, map[uint32]bool{}
 	all.Go(func() {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
@@ -274,28 +274,28 @@ func TestTakeoverFails(t *testing.T) {
 	if _, err := reserve.Allocate(ctx, 0, func(m []byte) []byte { return stun.AppendAttr(m, stun.AttrEvenPort, []byte{0x80}) }); err != nil {
 		t.Fatal(err)
 	}
-	take := func(h takeover.Hello) (*takeover.Taker, error, chan error) {
+	take := func(h takeover.Hello) (*takeover.Taker, chan error, error) {
 		oldEnd, newEnd := ends(t)
 		give := make(chan error, 1)
 		go func() { give <- takeover.Give(oldEnd, giver{Server: old.s}) }()
 		taker, err := takeover.Take(newEnd, h)
 		if err == nil {
 			for _, s := range taker.Sockets {
-				s.File.Close() //nolint:errcheck // the old one has it
+				s.File.Close()
 			}
 		}
-		return taker, err, give
+		return taker, give, err
 	}
 	drop := func(files []*os.File) {
 		for _, f := range files {
-			f.Close() //nolint:errcheck // the old one has it
+			f.Close()
 		}
 	}
 	for name, fail := range map[string]func(*takeover.Taker) error{
 		"dies before it is ready": func(k *takeover.Taker) error { return k.Close() },
 		"cannot restore": func(k *takeover.Taker) error {
 			if err := k.Restore(func(_ []byte, files []*os.File) error { drop(files); return errors.New("no room") }); err == nil || err.Error() != "no room" {
-				return fmt.Errorf("Restore = %v", err)
+				return fmt.Errorf("Restore: %w", err)
 			}
 			return nil
 		},
@@ -304,7 +304,7 @@ func TestTakeoverFails(t *testing.T) {
 			return nil
 		},
 	} {
-		k, err, give := take(takeover.Hello{State: StateVersion})
+		k, give, err := take(takeover.Hello{State: StateVersion})
 		if err != nil {
 			t.Fatal(name, err)
 		}

@@ -35,7 +35,7 @@ func TestNotify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer l.Close() //nolint:errcheck // of the test's own folder
 	t.Setenv("NOTIFY_SOCKET", name)
 	if err := notify(); err != nil {
 		t.Fatal(err)

@@ -189,7 +189,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("admin: socket %s: %w\n  hint: a socket's path may have 107 bytes; use a data folder with a shorter name", name, err)
 	}
 	if err := os.Chmod(name, 0o600); err != nil {
-		l.Close()
+		_ = l.Close() // it has served nobody
 		return nil, fmt.Errorf("admin: socket %s: %w", name, err)
 	}
 	l.SetUnlinkOnClose(false) // the name may be another process's by then

@@ -245,7 +245,7 @@ func (a *api) takeOver(w http.ResponseWriter, r *http.Request) {
 	}
 	a.taken.Add(1) // end comes after HTTP's end, and so after this
 	defer a.taken.Done()
-	defer c.Close() //nolint:errcheck // there is nothing more to say
+	defer c.Close() // there is nothing more to say
 	u := unlimited(c).(*net.UnixConn)
 	if _, err := rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + upgradeProtocol + "\r\n\r\n"); err == nil && rw.Flush() == nil {
 		a.cfg.Upgrade.TakeOver(a.ctx, u)

@@ -45,6 +45,7 @@ func (c Client) TakeOver(ctx context.Context) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("admin: ask to take over: %w", err), u.Close())
 	}
+	defer res.Body.Close()
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		b, _ := io.ReadAll(io.LimitReader(res.Body, maxBody)) // for the words
 		return nil, errors.Join(refusal(res, b), u.Close())

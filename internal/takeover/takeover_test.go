@@ -66,7 +66,7 @@ func files(t testing.TB, n int) (list []*os.File) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { f.Close() }) //nolint:errcheck // of the test's own folder
+		t.Cleanup(func() { f.Close() })
 		if _, err := f.Write(binary.BigEndian.AppendUint32(nil, uint32(i))); err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +154,7 @@ func TestRefused(t *testing.T) {
 			if k, err = Take(b, Hello{}); err == nil {
 				err = k.Restore(func(_ []byte, relays []*os.File) error {
 					for _, f := range relays {
-						f.Close() //nolint:errcheck // a copy
+						f.Close()
 					}
 					return q.restore
 				})

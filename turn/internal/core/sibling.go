@@ -1,7 +1,7 @@
 package core
 
 import (
-	"math/rand/v2"
+	"crypto/rand"
 	"net/netip"
 
 	"wicgate/internal/wire/stun"
@@ -32,9 +32,10 @@ func (c *Core) leave(r *request, out *Outbox) {
 	// At random, so that the load of this server falls on all. One of the client's family is a must.
 	var first, second *Sibling
 	v4 := r.tuple.Client.Addr().Is4()
-	start := rand.IntN(max(1, len(c.cfg.Siblings)))
+	var start [1]byte
+	rand.Read(start[:]) // never fails
 	for i := range c.cfg.Siblings {
-		s := &c.cfg.Siblings[(start+i)%len(c.cfg.Siblings)]
+		s := &c.cfg.Siblings[(int(start[0])+i)%len(c.cfg.Siblings)]
 		switch {
 		case !s.suits(r.tuple):
 		case s.Address.Addr().Is4() != v4:
