@@ -92,11 +92,7 @@ func (s *Server) serveAssociation(a *listen.Association) {
 		end = endShutdown
 	}
 	s.associations.set(t, nil)
-	s.mu.Lock()
-	s.core.Disconnected(time.Now(), t, &w.out)
-	s.mu.Unlock()
-	w.act(&w.out)
-	s.wakeTimer() // an allocation that can move has less time now
+	s.disconnected(w, t)
 	s.associations.ends[end].Add(1)
 	s.log.Debug("turn: association ended", "client", a.Remote, "cause", streamEnds[end], "error", err)
 }

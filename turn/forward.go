@@ -17,7 +17,8 @@ import (
 //	client ──► listener, read here ─► unknown to listen.DTLS ─► Unix socket ─► the old process
 //	client ◄──────────────────── listener, written there ◄─────────────────────────┘
 //
-// The old process still has the listening sockets, and reads them no more.
+// The old process still has the listening sockets, and reads them no more. The socket between the two keeps
+// the bounds of datagrams (SOCK_SEQPACKET), has the room of one for UDP, and tells the end of either side.
 
 // forwards are the ways to processes before this one, and from the one after it.
 type forwards struct {
@@ -42,7 +43,15 @@ func (s *Server) forward(listener uint16, from netip.AddrPort, b []byte) {
 	}
 	m = append(m, b...)
 	for _, c := range f.to {
-		_, _ = c.Write(m) // as on UDP; who has ended needs no more
+		raw, err := c.SyscallConn()
+		if err != nil {
+			continue // closed
+		}
+		// Once, as on UDP: one that does not read, as it hangs, must not hold up who does.
+		_ = raw.Write(func(fd uintptr) bool {
+			_, _ = syscall.Write(int(fd), m)
+			return true
+		})
 	}
 }
 
@@ -66,7 +75,7 @@ func (s *Server) offerForward() (ways []syscall.Conn, err error) {
 	if s.dtls != nil && s.dtls.Stats().Open > 0 {
 		syscall.ForkLock.RLock() // no child gets them; unixConn makes of them what no child gets
 		defer syscall.ForkLock.RUnlock()
-		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
+		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0)
 		if err != nil {
 			return nil, fmt.Errorf("turn: a way for clients on DTLS: %w", err)
 		}
@@ -78,6 +87,7 @@ func (s *Server) offerForward() (ways []syscall.Conn, err error) {
 		if err != nil {
 			return nil, err
 		}
+		_ = f.next.SetWriteBuffer(listenBuffer) // as in New
 		ways = append(ways, f.next)
 	}
 	for _, c := range f.to {
@@ -100,6 +110,18 @@ func unixConn(f *os.File) (*net.UnixConn, error) {
 	return u, nil
 }
 
+// leave returns the way from the process after this one, if there is one. The other end of it is that
+// one's alone from here on.
+func (f *forwards) leave() (from *net.UnixConn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.next != nil {
+		_ = f.next.Close() // the other process has it
+		f.next = nil
+	}
+	return f.from
+}
+
 // close takes an offer back, or closes all at the end.
 func (f *forwards) close(all bool) {
 	f.mu.Lock()
@@ -118,12 +140,17 @@ func (f *forwards) close(all bool) {
 }
 
 // readForwarded takes what the process after this one reads for clients who have stayed here, until the
-// way is closed.
+// way is closed, or nobody is left who would write.
 func (s *Server) readForwarded(c *net.UnixConn) {
-	buf := make([]byte, 1<<16)
+	buf := make([]byte, 1<<16+64)
 	for {
 		n, err := c.Read(buf)
-		if err != nil {
+		if err != nil || n == 0 {
+			// The clients cannot be heard any more; they are told. The addresses are free for who comes next.
+			s.dtls.Close()
+			for _, c := range s.listeners {
+				_ = c.Close() // nothing is read from it
+			}
 			return
 		}
 		at, from, b, ok := forwarded(buf[:n])

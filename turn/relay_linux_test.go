@@ -2,6 +2,7 @@ package turn
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -339,6 +340,44 @@ func FuzzParseReport(f *testing.F) {
 			if r, ok := parseReport(oob, to, six); ok && (r.peer.Addr().Is6() != six || r.peer.Port() != 7) {
 				t.Errorf("%+v", r)
 			}
+		}
+	})
+}
+
+// TestTakeoverFailsDF: a process that has not taken over leaves the relay sockets as they were set.
+func TestTakeoverFailsDF(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	old := start(t)
+	if _, err := old.client(turnclient.TokenUsername(old.issue("p1", time.Hour))).Allocate(timeout(t), 0); err != nil {
+		t.Fatal(err)
+	}
+	look := func(f func(r *relay)) {
+		t.Helper()
+		if _, _, err := old.s.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		defer old.s.Resume()
+		f(old.s.moved.relays[0])
+	}
+	look(func(r *relay) {
+		if err := r.setWhole(true); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err, given := old.takeOver(func(c *Config) {
+		take := c.Takeover
+		c.Takeover = func(ctx context.Context, restore func([]byte, []*os.File) error) error {
+			return take(ctx, func(state []byte, files []*os.File) error {
+				return errors.Join(restore(state, files), errors.New("no room"))
+			})
+		}
+	}); err == nil || given == nil {
+		t.Fatal("taken over")
+	}
+	look(func(r *relay) {
+		var got int
+		if err := r.raw.Control(func(fd uintptr) { got, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER) }); err != nil || r.whole != (got == unix.IP_PMTUDISC_PROBE) {
+			t.Errorf("DF %v, and the socket has %d; %v", r.whole, got, err)
 		}
 	})
 }

@@ -75,6 +75,10 @@ func (s *Server) serve(c *net.UDPConn, whose string, r reader) {
 // fromClient hands a client's packet to the core and does what it asks for. It reports whether the
 // client now has an allocation.
 func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byte) (holds bool) {
+	if t.Transport != stun.ProtocolUDP { // Pause has ended the readers of UDP itself
+		s.moving.RLock()
+		defer s.moving.RUnlock()
+	}
 	s.mu.Lock()
 	s.core.FromClient(now, t, packet, &w.out)
 	if t.Transport != stun.ProtocolUDP { // nobody else asks
@@ -89,6 +93,17 @@ func (s *Server) fromClient(w *worker, now time.Time, t core.Tuple, packet []byt
 		s.wakeTimer()
 	}
 	return holds
+}
+
+// disconnected tells the core that the connection or association t is gone.
+func (s *Server) disconnected(w *worker, t core.Tuple) {
+	s.moving.RLock()
+	defer s.moving.RUnlock()
+	s.mu.Lock()
+	s.core.Disconnected(time.Now(), t, &w.out)
+	s.mu.Unlock()
+	w.act(&w.out)
+	s.wakeTimer() // an allocation that can move has less time now
 }
 
 // wakeTimer tells that a deadline may have come nearer.

@@ -234,11 +234,7 @@ func (s *Server) serveStream(conn *listen.Conn) {
 	c.because(endClient)
 
 	s.streams.remove(c)
-	s.mu.Lock()
-	s.core.Disconnected(time.Now(), c.tuple, &w.out)
-	s.mu.Unlock()
-	w.act(&w.out)
-	s.wakeTimer() // an allocation that can move has less time now
+	s.disconnected(w, c.tuple)
 	c.finish()
 	if c.end == endSlow || c.end == endQueue {
 		conn.Abort()

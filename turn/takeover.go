@@ -27,7 +27,7 @@ const StateVersion = core.StateVersion
 type moved struct {
 	state  *core.State
 	relays []*relay
-	gone   bool // Leave has been called
+	gone   bool // Leave has been called, or the server ends
 }
 
 // ListeningSocket is one, and its address in Config.Listen or TCP.
@@ -53,11 +53,12 @@ func (s *Server) Listening() (out []ListeningSocket) {
 	return out
 }
 
-// Pause stops reading the clients on UDP and their relays; what comes meanwhile waits in the kernel. It
+// Pause stops reading the clients on UDP and their relays; what comes meanwhile waits in the kernel. What
+// clients on connections say waits too: by a ticket or a reservation they could change what moves. It
 // returns their allocations, keys among that, and the relay sockets. Resume or Leave must follow.
 func (s *Server) Pause() (state []byte, relays []syscall.Conn, err error) {
 	s.moving.Lock()
-	if s.moved.gone || s.stopping.Load() {
+	if s.moved.gone {
 		s.moving.Unlock()
 		return nil, nil, errors.New("turn: the server has ended, or handed over to another process before")
 	}
@@ -122,7 +123,7 @@ func (s *Server) Leave(end time.Time) {
 			_ = c.Close() // the other process has it too
 		}
 	}
-	if from := s.forwards.from; from != nil {
+	if from := s.forwards.leave(); from != nil {
 		s.udp.Go(func() { s.readForwarded(from) }) // the listeners are still written
 	} else {
 		for _, c := range s.listeners {
@@ -199,6 +200,10 @@ func (s *Server) takeOver(ctx context.Context) error {
 		return err
 	}
 	for _, r := range relays {
+		// Not before: the other process knows what it has set.
+		if err := r.prepare(r.conn, family(r.pool.Advertise) == 1); err != nil && !errors.Is(err, net.ErrClosed) { // revoked meanwhile
+			s.log.Error("turn: a relay socket of another process", "socket", r.conn.LocalAddr(), "error", err)
+		}
 		if r.id != 0 { // not that of a reservation
 			s.start(r)
 		}
@@ -242,10 +247,11 @@ func (s *Server) restore(state []byte, files []*os.File) (relays []*relay, err e
 		if err != nil {
 			return core.Socket{}, err
 		}
-		r := &relay{id: id, conn: c, pool: s.poolOf(was.Relayed, unmap(c.LocalAddr().(*net.UDPAddr).AddrPort()).Addr()), port: was.Relayed.Port()}
-		if err := r.prepare(c, was.Relayed.Addr().Is6()); err != nil {
-			return core.Socket{}, errors.Join(err, c.Close())
+		bound := unmap(c.LocalAddr().(*net.UDPAddr).AddrPort())
+		if bound.Port() != was.Relayed.Port() || bound.Port() != was.Local.Port() || bound.Addr().Is4() != was.Relayed.Addr().Is4() {
+			return core.Socket{}, errors.Join(fmt.Errorf("a relay socket on %v for the relayed address %v", bound, was.Relayed), c.Close())
 		}
+		r := &relay{id: id, conn: c, pool: s.poolOf(was.Relayed, bound.Addr()), port: bound.Port()}
 		relays = append(relays, r)
 		was.Relay = r
 		return was, nil

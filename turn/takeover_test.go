@@ -337,3 +337,138 @@ func TestTakeoverFails(t *testing.T) {
 		t.Errorf("%d allocations", old.s.Stats().Allocations)
 	}
 }
+
+// TestPauseHoldsConnections: who is on a connection could change what moves, by a ticket or a reservation;
+// that waits. The end of the process is not waited for.
+func TestPauseHoldsConnections(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	tcp, trust := secured(t)
+	b := start(t, tcp, func(c *Config) { c.Drain = time.Second })
+	ctx := timeout(t)
+	clients := []*turnclient.Client{
+		b.stream("tls", trust, turnclient.TokenUsername(b.issue("p1", time.Hour))),
+		b.stream("tcp", trust, turnclient.TokenUsername(b.issue("p2", time.Hour))),
+	}
+	for _, c := range clients {
+		if _, err := c.Allocate(ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := b.s.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan error, len(clients))
+	for _, c := range clients {
+		go func() {
+			_, err := c.Refresh(ctx, time.Hour)
+			answers <- err
+		}()
+	}
+	select {
+	case err := <-answers:
+		t.Errorf("answered in a pause: %v", err)
+	case <-time.After(100 * time.Millisecond): // of real sockets
+	}
+	b.s.Resume()
+	for range clients {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	}
+	ended := make(chan struct{})
+	go func() { b.stop(); close(ended) }()
+	b.eventually("it drains", func(Stats) bool {
+		_, _, err := b.s.Pause()
+		if err == nil {
+			b.s.Resume()
+		}
+		return err != nil
+	})
+	for _, a := range b.s.Sessions("") {
+		b.s.Kill(a.ID)
+	}
+	select {
+	case <-ended:
+		if n := b.s.Stats().Ended["killed"]; n != 2 {
+			t.Errorf("%d killed while draining", n)
+		}
+	case <-time.After(3 * time.Second):
+		t.Error("an operator waits for the end")
+	}
+	<-ended
+}
+
+// TestForwardHolds: a process that has been taken over from and hangs does not hold up the one that reads,
+// and one that is alone with its clients on DTLS, whom nobody reads for it, ends them.
+func TestForwardHolds(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	tcp, trust := secured(t)
+	old := start(t, tcp)
+	ctx := timeout(t)
+	c := old.secure(trust, turnclient.TokenUsername(old.issue("p1", time.Hour)))
+	if _, err := c.Allocate(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	next, err, given := old.takeOver()
+	if err != nil || given != nil {
+		t.Fatal(err, given)
+	}
+	if _, err := c.Refresh(ctx, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	// Another way, at whose end nobody reads.
+	stuck := &Server{listeners: old.s.listeners, dtls: old.s.dtls}
+	if _, err := stuck.offerForward(); err != nil {
+		t.Fatal(err)
+	}
+	defer stuck.forwards.close(true)
+	next.s.forwards.mu.Lock()
+	next.s.forwards.to = append(next.s.forwards.to, stuck.forwards.next)
+	next.s.forwards.mu.Unlock()
+	stuck.forwards.next = nil // its owner closes it
+	from := netip.MustParseAddrPort("192.0.2.1:4000")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 10000 {
+			next.s.forward(0, from, make([]byte, 1000))
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("whoever reads is held up")
+	}
+	if _, err := c.Refresh(ctx, time.Hour); err != nil {
+		t.Error(err)
+	}
+	next.stop()
+	old.eventually("clients who cannot be heard have ended", func(s Stats) bool { return s.Allocations == 0 && old.s.Connections() == 0 })
+}
+
+// TestWrongSocket: a relay socket that is not the one of the state joins no two calls.
+func TestWrongSocket(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	old := start(t)
+	ctx := timeout(t)
+	for _, p := range []string{"p1", "p2"} {
+		if _, err := old.client(turnclient.TokenUsername(old.issue(p, time.Hour))).Allocate(ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err, given := old.takeOver(func(c *Config) {
+		take := c.Takeover
+		c.Takeover = func(ctx context.Context, restore func([]byte, []*os.File) error) error {
+			return take(ctx, func(state []byte, files []*os.File) error {
+				files[0], files[1] = files[1], files[0]
+				return restore(state, files)
+			})
+		}
+	})
+	if err == nil || given == nil || !strings.Contains(err.Error(), "a relay socket on ") {
+		t.Errorf("%v; the old one says %v", err, given)
+	}
+	if n := old.s.Stats().Allocations; n != 2 {
+		t.Errorf("%d allocations", n)
+	}
+}

@@ -167,8 +167,8 @@ type Server struct {
 	chosen    choices
 	refuseOwn func(*Tenant) // adds what is ours to its policy; set by ownPeers
 
-	moving   sync.RWMutex // held from Pause to Resume or Leave, and by what would be lost meanwhile
-	moved    moved
+	moving   sync.RWMutex // held from Pause to Resume or Leave, and by what would be lost meanwhile; before mu
+	moved    moved        // guarded by moving
 	forwards forwards
 	// numbers are of UDP listeners that another process has opened: by its number, ours.
 	numbers map[int]uint16
@@ -454,7 +454,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	s.moving.Lock() // whoever takes over has, or has not
-	defer s.moving.Unlock()
+	s.moved.gone = true
+	s.moving.Unlock()
 	s.drain()
 	// Nothing new is allocated any more. This comes before the connections are closed, so that the
 	// end of their allocations has its true cause.

@@ -19,6 +19,10 @@ import (
 // is on its way is a [State]; its encoding holds the clients' keys and is for a socket between two
 // processes of one user, never for a file.
 
+// staying bounds how many allocations the old process may begin yet, on its connections: an ID is of one
+// allocation in all of them.
+const staying = 1 << 20
+
 // StateVersion is of the encoding of a [State]. A field more, and it is another: two processes that
 // differ in it do not take over from one another.
 const StateVersion = 1
@@ -218,7 +222,7 @@ func (c *Core) Restore(now time.Time, s *State, tuple func(Tuple) (Tuple, error)
 		*a.half(k.Relayed.Addr()) = half{Socket: k}
 		c.address(k, a)
 	}
-	c.lastID, c.stats = s.lastID, s.stats
+	c.lastID, c.stats = s.lastID+staying, s.stats
 	for p, until := range s.living {
 		here(&until)
 		c.Extend(now, p, until)
@@ -286,7 +290,10 @@ func ParseState(b []byte) (*State, error) {
 
 // sound says whether a can be what another process had.
 func (a *allocation) sound() bool {
-	if a.cur == nil || a.owner == "" || a.id == 0 || !a.tuple.Client.IsValid() || len(a.channels) != len(a.byPeer) {
+	if a.cur == nil || a.owner == "" || a.id == 0 || a.peers < 0 || !a.tuple.Client.IsValid() || len(a.channels) != len(a.byPeer) {
+		return false
+	}
+	if a.tuple.Transport != stun.ProtocolUDP && (a.mobile == nil || !a.mobile.lost) {
 		return false
 	}
 	there := func(addr netip.Addr) bool { return a.half(addr).Relayed.IsValid() }
@@ -514,6 +521,7 @@ func (w *wire) allocation(a *allocation) {
 			a.byPeer[(*ch).peer] = *ch
 		}
 	})
+	number(w, &a.peers)
 	w.traffic(&a.traffic)
 }
 
@@ -539,7 +547,9 @@ func (w *wire) answer(v *answer) {
 func (w *wire) fixed(v []byte) {
 	b := v
 	w.bytes(&b)
-	w.bad = w.bad || copy(v, b) != len(v)
+	if w.bad = w.bad || len(b) != len(v); !w.bad {
+		copy(v, b)
+	}
 }
 
 // mobility without next: what has one does not move.

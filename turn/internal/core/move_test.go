@@ -93,6 +93,9 @@ func TestMove(t *testing.T) {
 	if to, s, ok := n.toPeer(alice, stun.AppendChannelData(nil, 0x4001, []byte("hi"))); !ok || to != gateway || s != "hi" {
 		t.Errorf("to %v: %q, %v", to, s, ok)
 	}
+	if a := n.core.tuples[alice]; a.peers != 1 {
+		t.Errorf("%d peers, for the log", a.peers)
+	}
 	if _, ok := n.fromPeer(bob, gateway, "x"); ok {
 		t.Error("a permission came from nowhere")
 	}
@@ -112,6 +115,9 @@ func TestMove(t *testing.T) {
 		t.Error("extensions are lost")
 	}
 	id := n.core.lastID
+	if id <= w.core.lastID { // which may go on beside
+		t.Errorf("ids begin anew: %d after %d", id, w.core.lastID)
+	}
 	n.want(n.ask(Tuple{Client: netip.MustParseAddrPort("198.51.100.9:1"), Transport: 17}, n.issue(inToken, "p9", n.now, time.Hour), stun.Allocate, transport(17)), 0)
 	if n.core.lastID != id+1 || n.core.ids[id+1] == nil {
 		t.Errorf("ids begin anew: %d after %d", n.core.lastID, id)
