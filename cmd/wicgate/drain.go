@@ -33,7 +33,7 @@ func (h *house) Drain(within time.Duration) {
 	if t := h.operator.turn; t != nil {
 		t.Drain(d.end)
 	}
-	askElders(context.Background(), h, http.MethodPost, "/v1/drain", map[string]int64{"within_seconds": seconds(within)}, func(admin.Drain) {})
+	_ = askElders(context.Background(), h, http.MethodPost, "/v1/drain", map[string]int64{"within_seconds": seconds(within)}, func(admin.Drain) {})
 	h.log.Info("draining", "within", within)
 }
 
@@ -47,7 +47,7 @@ func (h *house) Undrain() {
 		t.Undrain()
 	}
 	h.health.Leave(false)
-	askElders(context.Background(), h, http.MethodDelete, "/v1/drain", nil, func(admin.Drain) {})
+	_ = askElders(context.Background(), h, http.MethodDelete, "/v1/drain", nil, func(admin.Drain) {})
 	h.log.Info("drain taken back")
 }
 

@@ -235,8 +235,9 @@ func (h *house) Revoke(ctx context.Context, kind, name string) (done admin.Revok
 	if t := h.operator.turn; t != nil {
 		t.Revoke(name) // at once: the news of it may take a moment, or be lost
 	}
-	done.Allocations += h.revokeWithElders(ctx, name)
-	if err == nil && !found {
+	n, failed := h.revokeWithElders(ctx, name)
+	done.Allocations += n
+	if err = errors.Join(err, failed); err == nil && !found {
 		err = fmt.Errorf("%q is the pseudonym of no log-in here, and no user's name: %w", name, admin.ErrNotFound)
 	}
 	return done, err

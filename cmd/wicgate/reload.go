@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"strings"
@@ -138,6 +140,12 @@ func (h *house) reload(dryRun bool) (done admin.Reloaded, err error) {
 			}
 		}()
 	}
+	if !dryRun && !h.gone.Load() {
+		if !h.giving.TryLock() { // that process may have read the files already
+			return done, errors.New("another process is about to take over; reload once it has, or has not")
+		}
+		defer h.giving.Unlock()
+	}
 	done = admin.Reloaded{DryRun: dryRun, Changes: []admin.Change{}, Reread: []string{}, Warnings: []string{}}
 	next, err := config.Load(r.path)
 	if err != nil {
@@ -188,6 +196,9 @@ func (h *house) reload(dryRun bool) (done admin.Reloaded, err error) {
 		}
 	}
 	h.log.Info("configuration reloaded", "changes", len(done.Changes), "ended", done.Ended)
+	if err := askElders(context.Background(), h, http.MethodPost, "/v1/reload", map[string]bool{"dry_run": false}, func(r admin.Reloaded) { done.Ended += r.Ended }); err != nil {
+		done.Warnings = append(done.Warnings, "it goes on as before: "+err.Error())
+	}
 	return done, nil
 }
 

@@ -27,11 +27,11 @@ import (
 )
 
 // succession is how this process takes over from another one, and another one from it
-// (docs/adr/0020-takeover.md). A process that has been taken over from is an elder: it keeps the
+// (docs/adr/0015-takeover.md). A process that has been taken over from is an elder: it keeps the
 // clients on connections until they end, answers at a socket of another name, and is asked by the
 // process that is in its place.
 type succession struct {
-	lock     *os.File      // of the data folder; shared with elders
+	lock     *os.File      // of the data folder; an elder has it no more
 	serving  chan struct{} // closed once this process serves, which is at once unless it takes over
 	begin    func() error  // opens the door and closes serving
 	ready    func()        // tells those who have started it
@@ -42,7 +42,7 @@ type succession struct {
 	taker                      *takeover.Taker // nil = this process begins anew
 	heritage, observerHeritage *listen.Heritage
 
-	giving sync.Mutex   // held by the one takeover that is under way
+	giving sync.Mutex   // held by the one takeover that is under way, and by a reload
 	moving sync.RWMutex // held while nothing may change here, since it would be lost
 	gone   atomic.Bool  // another process has taken over
 
@@ -219,7 +219,7 @@ func (h *house) mayLeave() error {
 // Offer implements [takeover.Giver].
 func (g *giver) Offer(hello takeover.Hello) (out []takeover.Socket, err error) {
 	if g.locked = g.giving.TryLock(); !g.locked {
-		return nil, errors.New("another process is about to take over")
+		return nil, errors.New("another process is about to take over, or the configuration is read again just now; try once more")
 	}
 	if err := g.mayLeave(); err != nil {
 		return nil, err
@@ -246,9 +246,13 @@ func (g *giver) Pause() (state []byte, relays []syscall.Conn, err error) {
 	g.moving.Lock()
 	defer func() {
 		if err != nil {
+			g.door.Unalias(elderSocket(os.Getpid()))
 			g.moving.Unlock()
 		}
 	}()
+	if err := g.mayLeave(); err != nil { // the new process has built for seconds
+		return nil, nil, err
+	}
 	if err := g.door.Alias(elderSocket(os.Getpid())); err != nil {
 		return nil, nil, err
 	}
@@ -305,6 +309,7 @@ func (g *giver) Leave() {
 	if g.observer != nil {
 		g.observer.Leave()
 	}
+	_ = g.lock.Close() // the new process holds it; were it to be killed, one that begins anew could not else
 	g.moving.Unlock()
 }
 
@@ -342,8 +347,9 @@ func (h *house) elders() (out []admin.Client) {
 	return out
 }
 
-// askElders asks each, for at most 2 s, and calls each with what they answer.
-func askElders[T any](ctx context.Context, h *house, method, path string, body any, each func(T)) {
+// askElders asks each, for at most 2 s, and calls each with what they answer. The error says who has not
+// done it.
+func askElders[T any](ctx context.Context, h *house, method, path string, body any, each func(T)) (failed error) {
 	for _, c := range h.elders() {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		var answer T
@@ -358,9 +364,11 @@ func askElders[T any](ctx context.Context, h *house, method, path string, body a
 			// It was killed. If it is not, and about to begin, nobody has its socket's name yet.
 			_ = os.Remove(h.path("", c.Socket))
 		default:
-			h.log.Warn("a process that has been taken over from does not answer", "socket", c.Socket, "error", err)
+			h.log.Warn("a process that has been taken over from does not do what is asked", "socket", c.Socket, "asked", path, "error", err)
+			failed = errors.Join(failed, fmt.Errorf("the process at %s, which has been taken over from: %w", c.Socket, err))
 		}
 	}
+	return failed
 }
 
 // watchElders waits until the last elder has ended.
@@ -368,9 +376,12 @@ func (h *house) watchElders(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
 	for {
-		alive := false
-		askElders(ctx, h, http.MethodGet, "/v1/process", nil, func(admin.Process) { alive = true })
-		if !alive && len(h.elders()) == 0 {
+		if h.gone.Load() { // what this one has heard of them is the next one's
+			<-ctx.Done()
+			return nil
+		}
+		_ = askElders(ctx, h, http.MethodGet, "/v1/process", nil, func(admin.Process) {}) // takes away those that were killed
+		if len(h.elders()) == 0 && !h.gone.Load() {
 			break
 		}
 		select {
@@ -386,16 +397,16 @@ func (h *house) watchElders(ctx context.Context) error {
 }
 
 func (h *house) eldersSessions() (out []admin.Session) {
-	askElders(context.Background(), h, http.MethodGet, "/v1/turn/sessions", nil, func(l admin.SessionList) { out = append(out, l.Sessions...) })
+	_ = askElders(context.Background(), h, http.MethodGet, "/v1/turn/sessions", nil, func(l admin.SessionList) { out = append(out, l.Sessions...) })
 	return out
 }
 
 func (h *house) killWithElders(id string) (killed bool) {
-	askElders(context.Background(), h, http.MethodDelete, "/v1/turn/sessions/"+id, nil, func(struct{}) { killed = true })
+	_ = askElders(context.Background(), h, http.MethodDelete, "/v1/turn/sessions/"+id, nil, func(struct{}) { killed = true })
 	return killed
 }
 
-func (h *house) revokeWithElders(ctx context.Context, pseudonym string) (n int) {
-	askElders(ctx, h, http.MethodPost, "/v1/revoke", map[string]string{"pseudonym": pseudonym}, func(r admin.Revoked) { n += r.Allocations })
-	return n
+func (h *house) revokeWithElders(ctx context.Context, pseudonym string) (n int, err error) {
+	err = askElders(ctx, h, http.MethodPost, "/v1/revoke", map[string]string{"pseudonym": pseudonym}, func(r admin.Revoked) { n += r.Allocations })
+	return n, err
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +27,9 @@ func (h *house) Process() admin.Process {
 func (h *house) Upgrade(program string, within time.Duration) (admin.Process, error) {
 	if err := h.mayLeave(); err != nil {
 		return admin.Process{}, err
+	}
+	if os.Getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(os.Getpid()) && os.Getenv("NOTIFY_SOCKET") == "" {
+		return admin.Process{}, errors.New("systemd would end the new process together with this one; set Type=notify and NotifyAccess=all in the unit, as deploy/systemd has it")
 	}
 	cmd := exec.Command(program, takeoverArgs(os.Args[1:], within)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -3,15 +3,19 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"wicgate/internal/config"
 )
 
 func TestTakeoverArgs(t *testing.T) {
@@ -64,5 +68,37 @@ func TestJoinedState(t *testing.T) {
 		if _, _, err := splitState(b); err == nil {
 			t.Errorf("%q is taken", b)
 		}
+	}
+}
+
+// TestUpgradeUnderSystemd: a service manager that would end the new process with the old one.
+func TestUpgradeUnderSystemd(t *testing.T) {
+	h := &house{roles: []string{"turn"}, file: config.Default()}
+	t.Setenv("SYSTEMD_EXEC_PID", strconv.Itoa(os.Getpid()))
+	t.Setenv("NOTIFY_SOCKET", "")
+	if _, err := h.Upgrade("/nowhere/wicgate", time.Hour); err == nil || !strings.Contains(err.Error(), "Type=notify") {
+		t.Errorf("%v", err)
+	}
+	t.Setenv("NOTIFY_SOCKET", "/nowhere/notify")
+	if _, err := h.Upgrade("/nowhere/wicgate", time.Hour); err == nil || !strings.Contains(err.Error(), "start the new process") {
+		t.Errorf("told who is the main one: %v", err)
+	}
+}
+
+// TestReloadInTakeover: the new process may have read the files already.
+func TestReloadInTakeover(t *testing.T) {
+	h := &house{roles: []string{"turn"}, file: config.Default(), data: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	h.reloader.begin("", h.file)
+	defer h.reloader.end()
+	h.giving.Lock()
+	if _, err := h.reload(false); err == nil || !strings.Contains(err.Error(), "about to take over") {
+		t.Errorf("%v", err)
+	}
+	if _, err := h.reload(true); err != nil {
+		t.Errorf("a dry run: %v", err)
+	}
+	h.giving.Unlock()
+	if _, err := h.reload(false); err != nil {
+		t.Error(err)
 	}
 }

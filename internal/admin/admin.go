@@ -206,7 +206,10 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.api.end()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return errors.Join(err, os.Remove(s.name))
+	if one := os.Remove(s.name); !errors.Is(one, fs.ErrNotExist) { // nobody listens, so another process may have
+		err = errors.Join(err, one)
+	}
+	return err
 }
 
 // Alias gives the socket a second name in the data folder. Then Rename makes it the only one, so that

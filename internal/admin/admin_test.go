@@ -510,3 +510,70 @@ func TestDrain(t *testing.T) {
 		}
 	}
 }
+
+// TestSocketNames: under a second name the socket leaves the first to another process, whose file stays.
+func TestSocketNames(t *testing.T) {
+	for _, removed := range []bool{false, true} {
+		cfg := Config{Dir: t.TempDir(), Health: &Health{}}
+		first, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- first.Serve(ctx) }()
+		if err := first.Alias("old.sock"); err != nil {
+			t.Fatal(err)
+		}
+		first.Unalias("old.sock")
+		if err := first.Alias("old.sock"); err != nil {
+			t.Fatal(err)
+		}
+		first.Rename("old.sock")
+		second, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []byte
+		if err := (Client{Dir: cfg.Dir, Socket: "old.sock"}).Do(t.Context(), "GET", "/healthz", nil, &all); err != nil {
+			t.Errorf("by the second name: %v", err)
+		}
+		if removed { // as a process does that finds nobody there
+			if err := os.Remove(filepath.Join(cfg.Dir, "old.sock")); err != nil {
+				t.Error(err)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if list, err := filepath.Glob(filepath.Join(cfg.Dir, "*")); err != nil || len(list) != 1 || filepath.Base(list[0]) != SocketName {
+			t.Errorf("left are %v, %v", list, err)
+		}
+		_ = second.l.Close() // it has served nobody
+	}
+}
+
+// TestTakeoverOfWhom: the keys of clients go to a process of the same user alone, root's neither.
+func TestTakeoverOfWhom(t *testing.T) {
+	a, mux := newAPI(Config{Health: &Health{}, Upgrade: struct{ Upgrader }{}})
+	defer a.end()
+	own := caller{uid: os.Geteuid(), known: true}
+	for _, q := range []struct {
+		who  any
+		want int
+	}{
+		{nil, http.StatusForbidden},
+		{caller{uid: own.uid + 1, known: true}, http.StatusForbidden},
+		{caller{uid: own.uid}, http.StatusForbidden},
+		{caller{uid: own.uid, known: true, err: errors.New("unknown")}, http.StatusForbidden},
+		{own, http.StatusUpgradeRequired}, // without the header
+	} {
+		r := httptest.NewRequestWithContext(context.WithValue(t.Context(), callerKey{}, q.who), http.MethodPost, "/v1/takeover", http.NoBody)
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, r)
+		if w.Code != q.want {
+			t.Errorf("%+v: %d, want %d", q.who, w.Code, q.want)
+		}
+	}
+}

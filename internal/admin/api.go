@@ -238,13 +238,13 @@ func (a *api) takeOver(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUpgradeRequired, "this is how a process takes over from another; \"wicgate run --takeover\" does it", "")
 		return
 	}
+	a.taken.Add(1) // before HTTP waits for the connection no more
+	defer a.taken.Done()
 	c, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		refuse(w, http.StatusInternalServerError, "the connection is not free", "")
 		return
 	}
-	a.taken.Add(1) // end comes after HTTP's end, and so after this
-	defer a.taken.Done()
 	defer c.Close() // there is nothing more to say
 	u := unlimited(c).(*net.UnixConn)
 	if _, err := rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + upgradeProtocol + "\r\n\r\n"); err == nil && rw.Flush() == nil {

@@ -394,3 +394,50 @@ func TestTakeoverFails(t *testing.T) {
 		t.Errorf("Allocate after the drain: %v", err)
 	}
 }
+
+// TestElder: what the operator says reaches the clients that have stayed with the old process, and if the new
+// one is killed, a third begins as ever.
+func TestElder(t *testing.T) {
+	s := newTURN(t, ", closed: [127.0.0.9]")
+	first := lab.Start(t, nil, s.data, s.args...)
+	carol := s.client("carol", "tls")
+	if _, err := carol.Allocate(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	second := lab.Start(t, nil, s.data, append([]string{"--takeover"}, s.args...)...)
+	peer := netip.MustParseAddrPort("127.0.0.1:4000")
+	if err := carol.CreatePermission(t.Context(), peer); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(s.args[1])
+	if err == nil {
+		err = os.WriteFile(s.args[1], []byte(strings.Replace(string(b), "closed: [127.0.0.9]", "closed: [127.0.0.1]", 1)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := wicgate(t, s.data, "reload"); err != nil || strings.Contains(out, "warning") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if err := carol.CreatePermission(t.Context(), peer); turnclient.Code(err) != 403 {
+		t.Errorf("a peer that was closed: %v", err)
+	}
+	second.Kill()
+	third := lab.Start(t, nil, s.data, s.args...)
+	if _, err := s.client("new", "udp").Allocate(t.Context(), 0); err != nil {
+		t.Error(err)
+	}
+	if _, err := carol.Refresh(t.Context(), time.Hour); err != nil || first.Ended() {
+		t.Errorf("the first process: %v, ended %v", err, first.Ended())
+	}
+	if out, err := wicgate(t, s.data, "turn", "revoke", "carol"); err != nil || !strings.Contains(out, "1 TURN session") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if err := carol.Close(); err != nil {
+		t.Error(err)
+	}
+	lab.Eventually(t, 5*time.Second, "the first process has ended", first.Ended)
+	if err := third.Stop(); err != nil {
+		t.Error(err)
+	}
+}

@@ -317,6 +317,13 @@ func (p *Process) Stop() error {
 	return p.err
 }
 
+// Kill ends it without a word, as a kernel does that is out of memory.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill() // it may have ended
+	<-p.done
+	p.err = nil
+}
+
 // Password of a demo user, as printed for the person who started wicgate.
 func (p *Process) Password(user string) string {
 	for line := range strings.Lines(p.Output()) {
