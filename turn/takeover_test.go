@@ -472,3 +472,47 @@ func TestWrongSocket(t *testing.T) {
 		t.Errorf("%d allocations", n)
 	}
 }
+
+// TestRevokedInTakeover: a revocation that both processes hear while neither reads is lost in none, whether
+// something comes of the takeover or not.
+func TestRevokedInTakeover(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	old := start(t)
+	ctx := timeout(t)
+	for _, fail := range []error{errors.New("no room"), nil} {
+		gone, stays := old.client(turnclient.TokenUsername(old.issue("p1", time.Hour))), old.client(turnclient.TokenUsername(old.issue("p2", time.Hour)))
+		for _, c := range []*turnclient.Client{gone, stays} {
+			if _, err := c.Allocate(ctx, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		next, err, given := old.takeOver(func(c *Config) {
+			c.Revoked = func(p string) bool { return p == "p1" }
+			take := c.Takeover
+			c.Takeover = func(ctx context.Context, restore func([]byte, []*os.File) error) error {
+				return take(ctx, func(state []byte, files []*os.File) error {
+					if n := old.s.Revoke("p1"); n != 1 {
+						t.Errorf("%d revoked", n)
+					}
+					return errors.Join(restore(state, files), fail)
+				})
+			}
+		})
+		if (err != nil) != (fail != nil) || (given != nil) != (fail != nil) {
+			t.Fatalf("%v, the old one says %v", err, given)
+		}
+		now := old
+		if next.fails = fail != nil; fail == nil {
+			now = next
+		}
+		if st := now.s.Stats(); st.Allocations != 1 || st.Ended["revoked"] == 0 {
+			t.Errorf("%d allocations, ended %v", st.Allocations, st.Ended)
+		}
+		if _, err := gone.Refresh(ctx, time.Hour); turnclient.Code(err) != 437 && turnclient.Code(err) != 401 {
+			t.Errorf("revoked: %v", err)
+		}
+		if _, err := stays.Refresh(ctx, 0); err != nil {
+			t.Error(err)
+		}
+	}
+}

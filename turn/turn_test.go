@@ -802,26 +802,72 @@ func TestDesksHaveOneHolder(t *testing.T) {
 	p.give(d)
 }
 
-// TestSibling: two servers share a file of keys, as the nodes of one name do. A client that the
-// draining one sends away arrives at the other, by UDP, TCP and TLS; over UDP with the first one's nonce.
-func TestSibling(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) })
+// nodes starts servers that share a file of keys, as the nodes of one name do.
+func nodes(t *testing.T) (node func(more ...func(*Config)) *bench) {
 	file := filepath.Join(t.TempDir(), "keys.json")
-	tcp, trust := streamed(t)
-	node := func(more ...func(*Config)) *bench {
+	return func(more ...func(*Config)) *bench {
+		t.Helper()
 		ring, err := keyring.OpenFile(file, name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := start(t, append(more, func(c *Config) {
-			c.Keys = ring
-			tcp(c)
-		})...)
+		b := start(t, append(more, func(c *Config) { c.Keys = ring })...)
 		b.ring = ring
 		return b
 	}
-	b := node()
-	a := node(func(c *Config) {
+}
+
+// TestNodeChanges: a load balancer sends the answer to a challenge to another node than the one that asked.
+func TestNodeChanges(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	node := nodes(t)
+	a, b := node(), node(func(c *Config) { c.Relays = []Relay{{Bind: loopback, MinPort: 40000, MaxPort: 49999}} })
+	front, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var balancer sync.WaitGroup
+	defer balancer.Wait()
+	defer closed(t, front)
+	balancer.Go(func() {
+		var client netip.AddrPort
+		m := make([]byte, 1500)
+		for to := a.s.Addrs()[0]; ; {
+			n, from, err := front.ReadFromUDPAddrPort(m)
+			if err != nil {
+				return
+			}
+			if from = unmap(from); from == a.s.Addrs()[0] || from == b.s.Addrs()[0] {
+				_, _ = front.WriteToUDPAddrPort(m[:n], client) // as on UDP
+				continue
+			}
+			client = from
+			_, _ = front.WriteToUDPAddrPort(m[:n], to) // same
+			to = b.s.Addrs()[0]
+		}
+	})
+	ctx := timeout(t)
+	c, err := turnclient.Dial(turnclient.Config{Server: front.LocalAddr().(*net.UDPAddr).AddrPort(), Credential: turnclient.TokenUsername(a.issue("p1", time.Hour))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed(t, c)
+	if at, err := c.Allocate(ctx, 0); err != nil || at.Relayed.Port() >= 50000 {
+		t.Errorf("%v, %v", at, err)
+	}
+	if n, m := a.s.Stats().Refused["challenge"], b.s.Stats().Refused["challenge"]; n != 1 || m != 0 {
+		t.Errorf("%d and %d challenges", n, m)
+	}
+}
+
+// TestSibling: a client that a draining server sends away arrives at the other, by UDP, TCP and TLS; over UDP
+// with the first one's nonce.
+func TestSibling(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	tcp, trust := streamed(t)
+	node := nodes(t)
+	b := node(tcp)
+	a := node(tcp, func(c *Config) {
 		c.Relays = []Relay{{Bind: loopback, MinPort: 40000, MaxPort: 49999}}
 		c.Siblings = []Sibling{
 			{Address: b.s.Addrs()[0], Transport: stun.ProtocolUDP},
