@@ -277,7 +277,12 @@ func (n *NATS) Delete(ctx context.Context, bucket, key string, old Revision) err
 	return gone(ctx, kv, key, plain(err, bucket))
 }
 
-// Scan implements [Store].
+// fence is the key of a mark that a scan writes; no key of ours is encoded as one character.
+const fence = "_"
+
+// Scan implements [Store]. The server that it reads from may be behind the others, and would then say of a part
+// that it is all. So the scan writes a mark first, and reads until it comes by: entries come in the order in
+// which they were written.
 func (n *NATS) Scan(ctx context.Context, bucket string, each func(Entry) bool) error {
 	if err := checkKey(bucket, "-", nil, 0); err != nil {
 		return err
@@ -286,8 +291,11 @@ func (n *NATS) Scan(ctx context.Context, bucket string, each func(Entry) bool) e
 	if err != nil {
 		return err
 	}
-	// The watch ends at its nil entry: that is a read of what is there, not a subscription.
-	w, err := kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	mark, err := n.js.Publish(ctx, "$KV."+bucket+"."+fence, nil, jetstream.WithMsgTTL(markerLife))
+	if err != nil {
+		return plain(err, bucket)
+	}
+	w, err := kv.WatchAll(ctx)
 	if err != nil {
 		return plain(err, bucket)
 	}
@@ -301,7 +309,13 @@ func (n *NATS) Scan(ctx context.Context, bucket string, each func(Entry) bool) e
 				return errors.Join(ctx.Err(), fmt.Errorf("store: bucket %s: the scan was cut off", bucket))
 			}
 			if e == nil {
+				continue // all that this server knows of yet
+			}
+			if e.Revision() >= mark.Sequence {
 				return nil
+			}
+			if e.Operation() != jetstream.KeyValuePut || e.Key() == fence {
+				continue
 			}
 			key, err := decodeKey(e.Key())
 			if err != nil {
