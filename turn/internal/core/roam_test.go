@@ -155,11 +155,12 @@ func FuzzRoam(f *testing.F) {
 				if len(tickets) > 0 {
 					adds = append(adds, withTicket(tickets[len(tickets)-1-int(y>>2)%len(tickets)]))
 				}
-				if y&3 == 1 {
+				switch y & 3 {
+				case 1:
 					adds = append(adds, lifetime(0))
-				} else if y&3 == 2 {
+				case 2:
 					adds = append(adds, only(1))
-				} else if y&3 == 3 {
+				case 3:
 					adds = append(adds, only(2), lifetime(0))
 				}
 				ask(stun.Refresh, adds...)
