@@ -175,6 +175,14 @@ func (c *checker) certificate(now time.Time) {
 		for i, host := range c.File.TURN.SecureURLs() {
 			c.covers(leaf, fmt.Sprintf("turn.urls[%d]", i), host)
 		}
+		for i, t := range c.File.TURN.Tenants {
+			for j, name := range t.ServerNames {
+				if leaf.VerifyHostname(name) != nil {
+					c.warn(fmt.Sprintf("turn.tenants[%d].server_names[%d]", i, j), fmt.Sprintf("clients ask for %s, and the certificate %s is for %s", name, h.Certificate, strings.Join(names(leaf), ", ")),
+						"get a certificate that names "+name+" too: clients that verify it end in the handshake")
+				}
+			}
+		}
 	}
 	if !HasErrors(c.found) {
 		c.ok("certificate %s: until %s, for %s", h.Certificate, leaf.NotAfter.UTC().Format(time.DateOnly), strings.Join(names(leaf), ", "))

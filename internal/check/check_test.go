@@ -107,6 +107,19 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
+// Clients who ask for a tenant's name by SNI are shown the one certificate too.
+func TestCertificateOfTenants(t *testing.T) {
+	now := time.Now()
+	cert, key := pair(t, now, now.AddDate(1, 0, 0), 0o600, "a.test", "*.b.test")
+	f := load(t, fmt.Sprintf("https: {url: 'https://a.test:8443', certificate: %s, key: %s}\nturn:\n  urls: ['turn:127.0.0.1:3478']\n  tenants:\n    - {name: b.test, server_names: [turn.b.test]}\n    - {name: c.test, server_names: [turn.b.test.c.test,\n      c.test]}\n", cert, key))
+	got := text(Cheap(Input{File: f, Data: t.TempDir(), Roles: roles}))
+	for _, want := range []string{"warning wicgate.yaml:6: turn.tenants[1].server_names[0]: clients ask for turn.b.test.c.test, and the certificate ", "warning wicgate.yaml:7: turn.tenants[1].server_names[1]: clients ask for c.test, and the certificate "} {
+		if !strings.Contains(got, want) || strings.Contains(got, "tenants[0]") {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
 func TestCertificateFiles(t *testing.T) {
 	cert, _ := pair(t, time.Now(), time.Now().Add(time.Hour), 0o600, "localhost")
 	_, foreign := pair(t, time.Now(), time.Now().Add(time.Hour), 0o600, "localhost")

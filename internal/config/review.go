@@ -279,6 +279,13 @@ func (r *review) acme() {
 		for i, host := range r.TURN.SecureURLs() {
 			covers(fmt.Sprintf("turn.urls[%d]", i), host)
 		}
+		for i, t := range r.TURN.Tenants {
+			for j, name := range t.ServerNames {
+				if !slices.Contains(a.Names, name) {
+					r.warn(fmt.Sprintf("%s.server_names[%d]", tenantKey(i), j), "add it to https.acme.names: clients that verify the certificate end in the handshake", "clients ask for %s, and https.acme.names has %s", name, strings.Join(a.Names, ", "))
+				}
+			}
+		}
 		on443 = on443 || slices.ContainsFunc(r.TURN.ListenTCP, func(l AddrPort) bool { return l.Port() == 443 })
 	}
 	if !on443 && a.HTTP.Port() != 80 {

@@ -63,6 +63,7 @@ func TestReview(t *testing.T) {
 		// Certificates by ACME.
 		{"ACME for another name", "https: {listen: '198.51.100.1:443', url: 'https://b.example.org', acme: {names: [a.example.org], agree: true}}\n", "error wicgate.yaml:1: https.url: browsers go to b.example.org, and https.acme.names has a.example.org"},
 		{"ACME without turns", "https: {listen: '198.51.100.1:443', url: 'https://a.example.org', acme: {names: [a.example.org], agree: true}}\nturn: {urls: ['turns:t.example.org']}\n", "error wicgate.yaml:2: turn.urls[0]: browsers go to t.example.org"},
+		{"ACME without a tenant", "https: {listen: '127.0.0.1:443', url: 'https://a.example.org', acme: {names: [a.example.org], agree: true}}\nturn:\n  urls: ['turn:127.0.0.1:3478']\n  tenants: [{name: b.test, server_names: [a.example.org, b.example.org]}]\n", "warning wicgate.yaml:4: turn.tenants[0].server_names[1]: clients ask for b.example.org, and https.acme.names has a.example.org"},
 		{"ACME on another port", "https: {url: 'https://a.example.org:8443', acme: {names: [a.example.org], agree: true}}\n", "warning wicgate.yaml:1: https.acme.names: the CA looks for proof on port 443 of each name, and nothing here listens on it"},
 		{"ACME plain HTTP on the front", "https: {acme: {http: '127.0.0.1:8443'}}\n", "error wicgate.yaml:1: https.acme.http: 127.0.0.1:8443 is https.listen already"},
 
