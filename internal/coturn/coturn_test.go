@@ -316,6 +316,19 @@ func TestWildcards(t *testing.T) {
 	}
 }
 
+// TestScalars: what is a text in turnserver.conf is the same text in YAML, whatever it looks like there.
+func TestScalars(t *testing.T) {
+	for _, s := range []string{"1.50", "1.0", "1.e5", "0.1", "12:30:45", "2001-01-01", "null", "~", "yes", "/a b", "/a: b", "/a #b", "-x", "{a}", "*x", "'x", `/\n`, "/é", "/\x1b[31m", "/a\u2028b", "/a\ufeffb"} {
+		r := convert(t, "realm=a.test\ncert="+s+"\npkey=/k\n", Database{}, place)
+		if got := accepted(t, r).HTTPS.Certificate; got != s {
+			t.Errorf("%q became %q", s, got)
+		}
+	}
+	if got := accepted(t, convert(t, "realm=1.50\n", Database{}, place)).TURN.Name; got != "1.50" {
+		t.Errorf("the realm 1.50 became %s", got)
+	}
+}
+
 // TestTooMuch: lists without end make no server without end, and do not open what they close.
 func TestTooMuch(t *testing.T) {
 	var conf strings.Builder

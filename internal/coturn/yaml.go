@@ -16,7 +16,8 @@ func scalar(s string) string {
 	switch strings.ToLower(s) {
 	case "true", "false", "yes", "no", "on", "off", "null", "y", "n":
 	default:
-		if plain.MatchString(s) && !strings.HasSuffix(s, ":") {
+		_, err := strconv.ParseFloat(s, 64)
+		if number := err == nil; !number && plain.MatchString(s) && !strings.HasSuffix(s, ":") {
 			return s
 		}
 	}
