@@ -614,14 +614,17 @@ func (c *converter) quotas() {
 	ports := (c.ports[1] - c.ports[0] + 1) * max(1, len(c.relays))
 	const most, ours = 10000, 32
 	limit := func(name string) (n, line int, where string) {
-		n, line = c.number(name, 0, 0, 1<<31-1)
+		const most = 1<<31 - 1
+		n, line = c.number(name, 0, 0, most)
 		if !c.o.is("no-dynamic-realms") {
 			for _, l := range c.db.Limits {
-				if l.Name == name && l.Realm == c.realm {
-					if v, err := strconv.Atoi(strings.TrimSpace(l.Value)); err == nil && v >= 0 {
-						return v, 0, "of the database, "
-					}
+				if l.Name != name || l.Realm != c.realm {
+					continue
 				}
+				if v, err := strconv.Atoi(strings.TrimSpace(l.Value)); err == nil && v >= 0 && v <= most {
+					return v, 0, "of the database, "
+				}
+				c.note(Decide, 0, name, "%q of the database is no number from 0 to %d; it is left out", printableRealm(l.Value), most)
 			}
 		}
 		return n, line, ""

@@ -404,6 +404,11 @@ func TestDatabase(t *testing.T) {
 			}
 		})
 	}
+	odd := database()
+	odd.Limits = []Record{{"north.gov", "max-bps", "1152921504606846976"}, {"north.gov", "user-quota", "-1"}, {"north.gov", "total-quota", "many\x1b"}, {"crinna.org", "total-quota", "x"}}
+	if r := convert(t, "realm=north.gov\nuser-quota=9\n", odd, place); strings.Count(r.text(), "of the database is no number from 0 to 2147483647") != 3 || !strings.Contains(r.YAML, "quota: 9\n") || strings.Contains(r.text(), "rates.allocation:") || strings.Contains(r.text(), "\x1b") {
+		t.Errorf("limits that are none:\n%s", r.text())
+	}
 	one := database()
 	one.Users, one.Secrets = one.Users[:2], nil
 	if r := convert(t, "", one, place); !strings.Contains(r.YAML, "name: north.gov") {
