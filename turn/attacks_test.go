@@ -307,7 +307,7 @@ func (b *bench) flood(perSecond, ports int) (sent, answered *atomic.Int64) {
 	b.t.Helper()
 	sent, answered = new(atomic.Int64), new(atomic.Int64)
 	stop := make(chan struct{})
-	var wg sync.WaitGroup
+	var sender, readers sync.WaitGroup
 	var conns []*net.UDPConn
 	for range ports {
 		c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(b.s.Addrs()[0]))
@@ -315,7 +315,7 @@ func (b *bench) flood(perSecond, ports int) (sent, answered *atomic.Int64) {
 			b.t.Fatal(err)
 		}
 		conns = append(conns, c)
-		wg.Go(func() {
+		readers.Go(func() {
 			buf := make([]byte, 1500)
 			for {
 				if _, err := c.Read(buf); err != nil {
@@ -325,7 +325,7 @@ func (b *bench) flood(perSecond, ports int) (sent, answered *atomic.Int64) {
 			}
 		})
 	}
-	wg.Go(func() {
+	sender.Go(func() {
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
 		bare := bareAllocate()
@@ -346,10 +346,11 @@ func (b *bench) flood(perSecond, ports int) (sent, answered *atomic.Int64) {
 	})
 	b.t.Cleanup(func() {
 		close(stop)
+		sender.Wait()
 		for _, c := range conns {
 			closed(b.t, c)
 		}
-		wg.Wait()
+		readers.Wait()
 	})
 	return sent, answered
 }
