@@ -314,6 +314,12 @@ func (c *Core) refreshed(r *request, a *allocation, out *Outbox) (life time.Dura
 	if renewed {
 		a.old, a.oldUntil = a.cur, r.now.Add(OldKeyLife)
 		a.cur = r.cred
+		end := c.hardEnd(a.cur, a.extended)
+		for i := range a.halves { // the one that is not refreshed too
+			if h := &a.halves[i]; h.open() && end.Before(h.expires) {
+				h.expires = end
+			}
+		}
 	}
 	for i := range scope {
 		if scope[i].open() {

@@ -97,6 +97,22 @@ func TestDualAllocation(t *testing.T) {
 	}
 }
 
+// TestHalvesUnderOneCredential: a Refresh of one family changes the credential of both, and under strict none
+// outlives it.
+func TestHalvesUnderOneCredential(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Families, c.Policy = bothFamilies, Strict })
+	long, short := w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inUsername, "p1", w.now, 5*time.Minute)
+	w.want(w.ask(alice, long, stun.Allocate, transport(17), also(2)), 0)
+	if r := w.want(w.ask(alice, short, stun.Refresh, only(1)), 0); r.lifetime() != 305 {
+		t.Errorf("LIFETIME %d, want 305", r.lifetime())
+	}
+	w.invariants()
+	w.sleep(305 * time.Second)
+	if w.core.Holds(alice) {
+		t.Error("the other family outlives the credential")
+	}
+}
+
 // TestHalves: each family has its own lifetime, permissions and channels; deleting one leaves the other
 // (RFC 8656 §8.2).
 func TestHalves(t *testing.T) {
