@@ -91,10 +91,11 @@ func get(c net.Conn, path string) error {
 		return err
 	}
 	defer res.Body.Close()
-	if b, err := io.ReadAll(res.Body); string(b) != "hello" {
-		return fmt.Errorf("%q, %v", b, err)
+	b, err := io.ReadAll(res.Body)
+	if err == nil && string(b) != "hello" {
+		err = fmt.Errorf("the answer is %q", b)
 	}
-	return nil
+	return err
 }
 
 // TestFrontLimits: connections that stay open, of one source and of all, and those that open slowly.
