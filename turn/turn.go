@@ -102,7 +102,7 @@ type Config struct {
 	// Idle is how long a connection or an association may be without an allocation; 0 = 30 s.
 	Idle time.Duration
 
-	// Siblings are where authenticated clients are sent while draining; none = they are told 508.
+	// Siblings are where authenticated clients are sent while draining or full; none = they are told 508.
 	Siblings []Sibling
 
 	// Revoked says whether the session of a pseudonym has been revoked, for new allocations; nil =

@@ -113,7 +113,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 		return
 	}
 	if c.draining {
-		c.leave(r, out)
+		c.elsewhere(r, out, CauseDraining)
 		return
 	}
 	// 10. Quota, by the pseudonym and not by USERNAME, of which each token is a new one.
@@ -134,7 +134,7 @@ func (c *Core) allocate(r *request, a *allocation, out *Outbox) {
 	}
 	if len(c.ids)+len(c.reserved)+more > c.cfg.MaxAllocations || next && len(c.reserved) >= maxReservations ||
 		r.tenant.allocations+c.reservedOf(r.tenant, "")+more > r.tenant.QuotaTenant {
-		c.fail(r, out, 508, CauseCapacity, nil)
+		c.elsewhere(r, out, CauseCapacity)
 		return
 	}
 	extended := c.living[r.cred.owner]

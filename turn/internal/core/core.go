@@ -99,7 +99,7 @@ type Config struct {
 	ReplyBurst int
 	ReplyRate  float64 // per second
 
-	// Siblings are where clients are sent while draining; none = they are told 508.
+	// Siblings are where clients are sent while draining or full; none = they are told 508.
 	Siblings []Sibling
 
 	// Revoked says whether the session of a pseudonym has been revoked; nil = none ever is.

@@ -25,10 +25,11 @@ func (s *Sibling) suits(t Tuple) bool {
 	return s.Transport == 0 || s.Transport == t.Transport
 }
 
-// leave refuses an Allocate because we drain: with 300 and a sibling (RFC 8489 §10, RFC 8656 §7.2), or
-// with 508 where none suits. The client has authenticated, so that the answer has an integrity: who
-// could forge it would lead the client to a server of his own.
-func (c *Core) leave(r *request, out *Outbox) {
+// elsewhere refuses an Allocate because we drain or are full: with 300 and a sibling (RFC 8489 §10, RFC 8656
+// §7.2), or with 508 where none suits. The client has authenticated, so that the answer has an integrity: who
+// could forge it would lead the client to a server of his own. Where all are full, a client goes round
+// once: it comes back to none within five minutes.
+func (c *Core) elsewhere(r *request, out *Outbox, why Cause) {
 	// At random, so that the load of this server falls on all. One of the client's family is a must.
 	var first, second *Sibling
 	v4 := r.tuple.Client.Addr().Is4()
@@ -47,10 +48,10 @@ func (c *Core) leave(r *request, out *Outbox) {
 		}
 	}
 	if first == nil {
-		c.fail(r, out, 508, CauseDraining, nil)
+		c.fail(r, out, 508, why, nil)
 		return
 	}
-	c.refuse(out, CauseDraining, nil)
+	c.refuse(out, why, nil)
 	out.Code = 300
 	m := stun.AppendErrorCode(r.begin(out, stun.Error), 300, "")
 	m = stun.AppendAddress(m, stun.AttrAlternateServer, first.Address)

@@ -57,6 +57,24 @@ func TestSentToSibling(t *testing.T) {
 	}
 }
 
+// TestFull: who finds no place here is sent to a sibling; who has used up his own places is not.
+func TestFull(t *testing.T) {
+	v4 := netip.MustParseAddrPort("192.0.2.1:3478")
+	w := newWorld(t, func(c *Config) { c.Siblings, c.MaxAllocations, c.Quota = []Sibling{{Address: v4}}, 2, 1 })
+	p1, p2, p3 := w.issue(inUsername, "p1", w.now, time.Hour), w.issue(inUsername, "p2", w.now, time.Hour), w.issue(inUsername, "p3", w.now, time.Hour)
+	w.want(w.ask(alice, p1, stun.Allocate, transport(17)), 0)
+	w.want(w.ask(bob, p1, stun.Allocate, transport(17)), 486)
+	w.want(w.ask(bob, p2, stun.Allocate, transport(17)), 0)
+	r := w.want(w.ask(carol, p3, stun.Allocate, transport(17)), 300)
+	if got, err := stun.ParseAddress(r.get(stun.AttrAlternateServer)); err != nil || got != v4 {
+		t.Errorf("ALTERNATE-SERVER %v, %v", got, err)
+	}
+	w.want(w.ask(bob, p2, stun.Refresh), 0) // who is here stays
+	w.want(w.ask(bob, p2, stun.Refresh, lifetime(0)), 0)
+	w.want(w.ask(carol, p3, stun.Allocate, transport(17)), 0)
+	w.invariants()
+}
+
 // TestBothFamilies: with the sibling's address of the client's family goes one of the other (RFC 8489 §10).
 func TestBothFamilies(t *testing.T) {
 	siblings := []Sibling{{Address: netip.MustParseAddrPort("[2001:db8::1]:3478"), Domain: "a.test"}, {Address: netip.MustParseAddrPort("192.0.2.1:3478"), Domain: "a.test"}}
