@@ -85,7 +85,7 @@ interface Live extends Call {
   firstVideo: number | null;
   connected: boolean;
   broken: boolean;
-  restarting: boolean;
+  restarting: Promise<void> | undefined; // the ICE restart under way
   over: boolean;
   fault?: string; // words that go before what SIP says
   withoutVideo?: boolean;
@@ -202,18 +202,25 @@ export class Phone {
     if (this.ua?.isConnected() && !(await this.register())) throw new Error("the new token was not registered");
   }
 
-  /** renewRelay moves the call to new relay candidates under a fresh credential; without a call it does nothing. */
+  /**
+   * renewRelay moves the call to new relay candidates under a fresh credential; without a call it does nothing. While it
+   * is under way, more of them are the same one.
+   */
   async renewRelay(): Promise<void> {
     const call = this.live;
-    if (!call?.answered || !call.session || !call.pc || !call.pcConfig || call.restarting) return;
+    if (!call?.answered || !call.session || !call.pc || !call.pcConfig) return;
+    call.restarting ??= this.moveRelay(call, call.session, call.pc, call.pcConfig).finally(() => (call.restarting = undefined));
+    return call.restarting;
+  }
+
+  private async moveRelay(call: Live, session: RTCSession, pc: RTCPeerConnection, config: RTCConfiguration): Promise<void> {
     clearTimeout(call.relayTimer);
-    call.restarting = true;
     let again: number | undefined = restartAgain;
     try {
       const relay = await this.relay(call.abort.signal, true);
       if (call.over) return;
-      call.pcConfig = { ...call.pcConfig, iceServers: relay.servers };
-      await restart(call.session, call.pc, call.pcConfig);
+      call.pcConfig = { ...config, iceServers: relay.servers };
+      await restart(session, pc, call.pcConfig);
       call.relay = relay;
       this.restarted++;
       again = undefined;
@@ -221,7 +228,6 @@ export class Phone {
       if (e instanceof RestartError && !e.again) again = Infinity;
       throw e;
     } finally {
-      call.restarting = false;
       if (!call.over) this.watchRelay(call, again);
     }
   }
@@ -462,7 +468,7 @@ export class Phone {
       firstVideo: null,
       connected: false,
       broken: false,
-      restarting: false,
+      restarting: undefined,
       over: false,
       timers: [],
       relayTimer: 0,
