@@ -128,10 +128,13 @@ export function read(report: Report, remoteSDP: string): Path {
   return p;
 }
 
-/** selected are the ids of the local candidates that carry the media now, one for each transport. */
+/**
+ * selected names the local candidates that carry the media now, one for each transport: by id and port, for Firefox
+ * gives a relay candidate over TCP or TLS the id of the one before an ICE restart.
+ */
 export function selected(report: Report): string[] {
   const all = new Map<string, Stats>(report);
-  const of = (s: Stats | undefined) => (typeof s?.localCandidateId === "string" ? [s.localCandidateId] : []);
+  const of = (s: Stats | undefined) => (typeof s?.localCandidateId === "string" ? [`${s.localCandidateId} ${all.get(s.localCandidateId)?.port ?? ""}`] : []);
   const byTransport = [...all.values()].filter((s) => s.type === "transport").flatMap((s) => of(all.get(String(s.selectedCandidatePairId))));
   return byTransport.length > 0 ? byTransport : [...all.values()].filter(isSelected).flatMap(of);
 }

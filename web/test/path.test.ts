@@ -6,7 +6,7 @@ import { cipherName, coreProfile, hops, nothing, read, selected, summary } from 
 const chromium: [string, Record<string, unknown>][] = [
   ["T", { type: "transport", selectedCandidatePairId: "P", srtpCipher: "SRTP_AEAD_AES_256_GCM", dtlsCipher: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", tlsVersion: "FEFD" }],
   ["P", { type: "candidate-pair", localCandidateId: "L", state: "succeeded", nominated: true, currentRoundTripTime: 0.004 }],
-  ["L", { type: "local-candidate", candidateType: "relay", relayProtocol: "udp", url: "turn:127.0.0.1:3478?transport=udp" }],
+  ["L", { type: "local-candidate", candidateType: "relay", relayProtocol: "udp", port: 50000, url: "turn:127.0.0.1:3478?transport=udp" }],
   ["I", { type: "inbound-rtp", kind: "audio", packetsReceived: 50, bytesReceived: 4000, packetsLost: 1, totalAudioEnergy: 0.25, totalSamplesReceived: 48000 }],
   ["O", { type: "outbound-rtp", kind: "audio", packetsSent: 51, bytesSent: 4100 }],
 ];
@@ -49,9 +49,9 @@ test("read keeps voice and picture apart, and sums them", () => {
 });
 
 test("selected finds the local candidates in use, one a transport", () => {
-  assert.deepEqual(selected(chromium), ["L"]);
-  assert.deepEqual(selected([...chromium, ["T2", { type: "transport", selectedCandidatePairId: "P2" }], ["P2", { type: "candidate-pair", localCandidateId: "L2" }]]), ["L", "L2"]);
-  assert.deepEqual(selected(chromium.filter(([id]) => id !== "T")), ["L"]);
+  assert.deepEqual(selected(chromium), ["L 50000"]);
+  assert.deepEqual(selected([...chromium, ["T2", { type: "transport", selectedCandidatePairId: "P2" }], ["P2", { type: "candidate-pair", localCandidateId: "L2" }]]), ["L 50000", "L2 "]);
+  assert.deepEqual(selected(chromium.filter(([id]) => id !== "T")), ["L 50000"]);
   assert.deepEqual(selected([]), []);
 });
 
