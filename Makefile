@@ -17,6 +17,8 @@ GOLANGCI := v2.15.0
 FUZZTIME ?= 1m
 SOAK     ?= 10000000
 # They run the page in Chromium for two minutes: once is enough, and the race detector sees no TypeScript.
+# Of these packages some tests need the run without the race detector: pages, long ones, allocations counted.
+AGAIN      := ./turn/... ./internal/wire/... ./wwsf
 PAGE_TESTS := ^(TestPage|TestPageMedia|TestAccessible)$$
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # Without a tag it begins with the day, so that a later package is a newer one.
@@ -85,15 +87,17 @@ page:
 .PHONY: race
 race:
 	$(STEP) "race detector"
-	go test -json -race -timeout 10m -skip '$(PAGE_TESTS)' $$(go list ./... | grep -v '/test/') | $(TALLY)
+	@mkdir -p bin && rm -f bin/ran.txt
+	go test -json -race $(COUNT) -timeout 10m -skip '$(PAGE_TESTS)' $$(go list ./... | grep -v '/test/') | $(TALLY) bin/ran.txt
 
 # ---- tests
 
 .PHONY: test
+test: COUNT := -count=1
 test: setup check
-	$(STEP) "tests"
-	@rm -f bin/figures.txt bin/ran.txt
-	go test -json -count=1 -timeout 10m $$(go list ./... | grep -v '/test/') | $(TALLY) bin/ran.txt
+	$(STEP) "tests that the race detector's run leaves out or cuts short"
+	@rm -f bin/figures.txt
+	go test -json -count=1 -timeout 10m $(AGAIN) | $(TALLY) bin/ran.txt
 	$(STEP) "tests with namespaces and browsers, one after the other: they measure"
 	WICGATE_FIGURES=$(CURDIR)/bin/figures.txt go test -json -p 1 -count=1 -timeout 20m ./test/... | $(TALLY) bin/ran.txt
 	$(STEP) "figures of this run"
