@@ -17,9 +17,9 @@ GOLANGCI := v2.15.0
 FUZZTIME ?= 1m
 SOAK     ?= 10000000
 # They run the page in Chromium for two minutes: once is enough, and the race detector sees no TypeScript.
-# Of these packages some tests need the run without the race detector: pages, long ones, allocations counted.
-AGAIN      := ./turn/... ./internal/wire/... ./wwsf
 PAGE_TESTS := ^(TestPage|TestPageMedia|TestAccessible)$$
+# In these some tests need a run without the race detector: pages, long ones, allocations that are counted.
+AGAIN    := ./turn/... ./internal/wire/... ./wwsf
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # Without a tag it begins with the day, so that a later package is a newer one.
 DEB_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//' | grep . || git log -1 --format=0~%cd.%h --date=format:%Y%m%d.%H%M)
