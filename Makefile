@@ -16,10 +16,12 @@ SHELL       := /bin/bash
 GOLANGCI := v2.15.0
 FUZZTIME ?= 1m
 SOAK     ?= 10000000
-# They run the page in Chromium for two minutes: once is enough, and the race detector sees no TypeScript.
+# Of wwsf; they run the page in Chromium for two minutes: once is enough, and the race detector sees no TypeScript. No
+# other test may have such a name.
 PAGE_TESTS := ^(TestPage|TestPageMedia|TestAccessible)$$
 # In these some tests need a run without the race detector: pages, long ones, allocations that are counted.
 AGAIN    := ./turn/... ./internal/wire/... ./wwsf
+MEASURE  := /test/\(browser\|e2e\)$$
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # Without a tag it begins with the day, so that a later package is a newer one.
 DEB_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//' | grep . || git log -1 --format=0~%cd.%h --date=format:%Y%m%d.%H%M)
@@ -95,11 +97,11 @@ race:
 .PHONY: test
 test: COUNT := -count=1
 test: setup check
-	$(STEP) "tests that the race detector's run leaves out or cuts short"
+	$(STEP) "tests with other programs, and those that the race detector's run leaves out or cuts short"
+	go test -json -count=1 -timeout 15m $$(go list ./test/... | grep -v '$(MEASURE)') $(AGAIN) | $(TALLY) bin/ran.txt
+	$(STEP) "tests that measure, one after the other"
 	@rm -f bin/figures.txt
-	go test -json -count=1 -timeout 10m $(AGAIN) | $(TALLY) bin/ran.txt
-	$(STEP) "tests with namespaces and browsers, one after the other: they measure"
-	WICGATE_FIGURES=$(CURDIR)/bin/figures.txt go test -json -p 1 -count=1 -timeout 20m ./test/... | $(TALLY) bin/ran.txt
+	WICGATE_FIGURES=$(CURDIR)/bin/figures.txt go test -json -p 1 -count=1 -timeout 20m $$(go list ./test/... | grep '$(MEASURE)') | $(TALLY) bin/ran.txt
 	$(STEP) "figures of this run"
 	@cat bin/figures.txt
 	$(STEP) "docs/turn.md says what this run has shown"

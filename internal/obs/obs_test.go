@@ -91,7 +91,7 @@ func TestStructOfCauses(t *testing.T) {
 	}
 }
 
-func TestPage(t *testing.T) {
+func TestMetricsPage(t *testing.T) {
 	m := New("1.2.3", "abcdef")
 	calls := 0
 	if err := m.Role("democore", func() any { calls++; return democore{Registrations: 2, Routed: 9} }); err != nil {
