@@ -6,6 +6,7 @@ package flood_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -46,13 +47,14 @@ var server = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), serverPo
 
 // TestFlood: 100,000 bad tokens a second with valid nonces, as many bare Allocates, and some of each, while
 // a client is relayed 1000 packets a second there and back: of those less than 0.1 % are lost. The rate
-// that this machine reaches is measured with it. ChannelData of who has no allocation shares the queue of
+// that this machine reaches is measured with it, and how newcomers fare who allocate meanwhile, over UDP and
+// TCP. ChannelData of who has no allocation shares the queue of
 // who has one; what that costs is measured and has no bound.
 func TestFlood(t *testing.T) {
 	h := lab.Lone(t)
 	data := lab.DataFolder(t)
 	cfg := filepath.Join(data, "wicgate.yaml")
-	text := fmt.Sprintf("turn:\n  listen: ['%[1]v']\n  listen_tcp: []\n  urls: ['turn:%[1]v']\n  open: ['127.0.0.0/8 1024-65535']\n", server)
+	text := fmt.Sprintf("turn:\n  listen: ['%[1]v']\n  listen_tcp: ['%[1]v']\n  urls: ['turn:%[1]v']\n  open: ['127.0.0.0/8 1024-65535']\n", server)
 	if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -107,8 +109,17 @@ func TestFlood(t *testing.T) {
 	}{{"nothing", nil, lossBound}, {"bad tokens", bad, lossBound}, {"bare Allocates", bare, lossBound}, {"both", slices.Concat(bad, bare), lossBound}, {"stray ChannelData", stray, 1}} {
 		before := refused(p)
 		stop := flood(t, f.sources)
+		udp, tcp := newcomers(t, h, ring, "udp"), newcomers(t, h, ring, "tcp")
 		sent, up, down := r.run(phase)
 		rate := stop()
+		for _, n := range []func() arrivals{udp, tcp} {
+			a := n()
+			lab.Figure(t, fmt.Sprintf("newcomers over %s under %s", a.network, f.what), "-", "%d of %d have allocated, median %v, slowest %v",
+				len(a.took), a.tried, a.at(0.5), a.at(1))
+		}
+		if f.sources != nil && rate < 0.9*target {
+			t.Errorf("%s: the flood is of %.0f a second, not of %d", f.what, rate, target)
+		}
 		after := refused(p)
 		loss := 1 - float64(down)/float64(sent)
 		lab.Figure(t, "relay loss under "+f.what, "below 0.1 % at 100000/s", "%.3f %% at %.0f/s", 100*loss, rate)
@@ -217,6 +228,79 @@ func (r *relayed) run(d time.Duration) (sent, there, back int64) {
 	}
 	time.Sleep(300 * time.Millisecond) // what is on its way
 	return sent, r.there.Load() - there, r.back.Load() - back
+}
+
+// arrivals are newcomers who have allocated and gone, with the time from the first packet to the answer.
+type arrivals struct {
+	network string
+	tried   int
+	took    []time.Duration
+}
+
+func (a arrivals) at(share float64) time.Duration {
+	if len(a.took) == 0 {
+		return 0
+	}
+	slices.Sort(a.took)
+	return a.took[int(share*float64(len(a.took)-1))].Round(100 * time.Microsecond)
+}
+
+// newcomers lets one come each 100 ms, from an address and with a pseudonym of its own, for at most 3 s, until the
+// returned function is called.
+func newcomers(t testing.TB, h *lab.Host, ring *keyring.Ring, network string) func() arrivals {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	a := arrivals{network: network}
+	one := func(i int) error {
+		cr, err := credential(ring, fmt.Sprintf("new-%s-%d", network, i))
+		if err != nil {
+			return err
+		}
+		from := netip.AddrFrom4([4]byte{127, 8, network[0], byte(1 + i%250)})
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		var c *turnclient.Client
+		begin := time.Now()
+		if err := h.In(func() (err error) {
+			c, err = turnclient.DialContext(ctx, turnclient.Config{Server: server, Network: network, Local: netip.AddrPortFrom(from, 0), Credential: cr})
+			return err
+		}); err != nil {
+			return err
+		}
+		defer c.Close() //nolint:errcheck // it has allocated or not
+		if _, err = c.Allocate(ctx, 0); err != nil {
+			return err
+		}
+		mu.Lock()
+		a.took = append(a.took, time.Since(begin))
+		mu.Unlock()
+		_, err = c.Refresh(ctx, 0)
+		return err
+	}
+	end := make(chan struct{})
+	wg.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+				a.tried++
+				i := a.tried
+				wg.Go(func() {
+					if err := one(i); err != nil {
+						t.Logf("newcomer %d over %s: %v", i, network, err)
+					}
+				})
+			}
+		}
+	})
+	return func() arrivals {
+		close(end)
+		wg.Wait()
+		return a
+	}
 }
 
 func credential(ring *keyring.Ring, pseudonym string) (turnclient.Credential, error) {
