@@ -19,7 +19,8 @@ const (
 //
 //	starting ──Serving──► serving ──Draining──► draining, for good
 //
-// [Health.Leave] says the same of a process that may come back. While serving it is ready if every part's check says so. The zero value is starting.
+// [Health.Leave] says draining of a process that may come back. While serving it is ready if every part's
+// check says so. The zero value is starting.
 type Health struct {
 	mu    sync.Mutex // guards the following
 	state healthState

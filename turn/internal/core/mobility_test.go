@@ -109,7 +109,6 @@ func ticketOf(w *world) ticket {
 	return ticket{}
 }
 
-// TestMobilityOff: not by default, and a ticket is not for an Allocate to show.
 // TestTicketIsText: clients hold a ticket as a string of at most 32 bytes (turnutils_uclient), where a zero
 // byte would end it.
 func TestTicketIsText(t *testing.T) {
@@ -124,6 +123,7 @@ func TestTicketIsText(t *testing.T) {
 	}
 }
 
+// TestMobilityOff: not by default, and a ticket is not for an Allocate to show.
 func TestMobilityOff(t *testing.T) {
 	w := newWorld(t)
 	c := w.issue(inUsername, "p1", w.now, time.Hour)
